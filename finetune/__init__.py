@@ -1,0 +1,1 @@
+"""Fine-tuning with QLoRA, LoRA or all parameters, from data to scored predictions."""

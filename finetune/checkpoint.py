@@ -1,0 +1,69 @@
+"""A fine-tuned model on disk: weights, tokenizer, how it was made, and a model card."""
+
+import json
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from finetune.errors import UserError
+from finetune.files import whole_folder, write_json, write_text
+
+FACTS = "finetune.json"
+
+
+def save(model, tokenizer, facts: dict, base_source: dict, folder: Path) -> None:
+    """Write adapter or full model with its tokenizer; the same bytes for the same weights.
+
+    `facts` says how the model was made (method, base, template, quantization), `base_source` is the
+    base model's provenance. A full model is stored in bf16, the size of its base.
+    """
+    with whole_folder(folder) as draft:
+        if isinstance(model, PeftModel):
+            model.peft_config["default"].base_model_name_or_path = facts["base"]
+            model.save_pretrained(draft)
+            _sort_adapter_config(draft / "adapter_config.json")
+        else:
+            model.to(torch.bfloat16).save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        write_json(draft / FACTS, facts)
+        write_text(draft / "README.md", _model_card(facts, base_source))
+
+
+def read_facts(folder: Path) -> dict:
+    """What `save` noted. Raises UserError if `folder` is no checkpoint of ours."""
+    note = folder / FACTS
+    if not note.exists():
+        raise UserError(f"{folder}: no fine-tuned model there; run `dvc repro train` or `python stages/train.py` first")
+    return json.loads(note.read_text(encoding="utf-8"))
+
+
+def size_gb(folder: Path) -> float:
+    """Size of the weights that must be kept or sent, in GB."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9
+
+
+def _sort_adapter_config(path: Path) -> None:
+    """peft keeps the target modules in a set, whose order changes from process to process."""
+    config = json.loads(path.read_text())
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _model_card(facts: dict, base_source: dict) -> str:
+    base = base_source.get("source", facts["base"])
+    return f"""---
+library_name: {"transformers" if facts["method"] == "full" else "peft"}
+pipeline_tag: text-generation
+tags: [{facts["method"]}, sft]
+---
+
+# {base} fine-tuned by {facts["method"]}
+
+- Base model: {base}, licence {base_source.get("licence", "unknown")}
+- Instructions: {facts["data"]["source"]}, licence {facts["data"].get("licence", "unknown")}
+- Prompt template: {facts["template"]}; seed {facts["seed"]}
+
+The licence of the instructions bounds what these weights may be used for.
+"""

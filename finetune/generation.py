@@ -1,0 +1,61 @@
+"""Greedy decoding in batches with a KV cache."""
+
+from collections.abc import Callable
+
+import torch
+
+
+@torch.inference_mode()
+def generate(
+    model,
+    tokenizer,
+    prompts: list[list[int]],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+    """Answer each prompt (token ids) greedily; answers come in the prompts' order, stripped.
+
+    Prompts of like length share a batch, padded on the left. `progress` gets the number done.
+    """
+    model.eval()
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    answers = [""] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = tokenizer.pad(
+            {"input_ids": [prompts[index] for index in chosen]}, padding_side="left", return_tensors="pt"
+        ).to(model.device)
+        output = model.generate(**batch, **_greedy(tokenizer, max_new_tokens))
+        texts = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        for index, text in zip(chosen, texts, strict=True):
+            answers[index] = text.strip()
+        progress(start + len(chosen))
+    return answers
+
+
+@torch.inference_mode()
+def stream(model, tokenizer, prompt: list[int], max_new_tokens: int) -> None:
+    """Print the greedy answer to `prompt` (token ids) as it comes."""
+    from transformers import TextStreamer
+
+    model.eval()
+    ids = torch.tensor([prompt], device=model.device)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), streamer=streamer, **_greedy(tokenizer, max_new_tokens)
+    )
+
+
+def _greedy(tokenizer, max_new_tokens: int) -> dict:
+    """Arguments of `model.generate` for a greedy answer, whatever sampling the model's folder suggests."""
+    return {
+        "do_sample": False,
+        "temperature": None,
+        "top_p": None,
+        "top_k": None,
+        "max_new_tokens": max_new_tokens,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }

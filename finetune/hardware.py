@@ -1,0 +1,43 @@
+"""The device at hand, the precision that suits it, and what a run ran on."""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def device() -> torch.device:
+    """CUDA if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def compute_dtype() -> torch.dtype:
+    """The dtype of matrix products: bf16 where the hardware multiplies it natively, else fp16 (CUDA) or fp32 (CPU)."""
+    if device().type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+    return torch.bfloat16 if _cpu_multiplies_bf16() else torch.float32
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """AVX512-BF16 or AMX on x86. Elsewhere bf16 is emulated, and slower than fp32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def describe() -> str:
+    """The hardware in a few words: 'NVIDIA H200' or 'AMD EPYC, 2 threads'."""
+    if device().type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{_cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def versions() -> str:
+    """The releases that a run's figures depend on."""
+    names = ("torch", "transformers", "peft", "bitsandbytes")
+    return ", ".join([f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)])
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].split(":", 1)[1].strip() if names else platform.processor() or platform.machine()

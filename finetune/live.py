@@ -1,0 +1,29 @@
+"""Live metrics through DVCLive: one table a metric, readable while training runs."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dvclive import Live
+
+from finetune.training import Log
+
+
+@contextmanager
+def live_log(folder: Path) -> Iterator[Log]:
+    """Yield a function that logs values of an optimizer step under `folder`; a failed block leaves nothing."""
+    live = Live(str(folder), save_dvc_exp=False, dvcyaml=None)
+
+    def log(step: int, values: dict[str, float]) -> None:
+        live.step = step
+        for name, value in values.items():
+            live.log_metric(name, value)
+        live.make_summary()
+
+    try:
+        yield log
+        live.end()
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

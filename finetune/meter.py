@@ -1,0 +1,80 @@
+"""Time, tokens and memory of a run. Memory is in GB of 10^9 bytes, time in seconds."""
+
+import csv
+import resource
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+GB = 1e9
+
+
+def peak_process_gb() -> float:
+    """The most memory that this process has held (resident set)."""
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss also counts what the process was before exec
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / GB
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GB
+
+
+class Meter:
+    """Samples memory in the background between `start` and `stop`.
+
+    Device memory is what torch's allocator holds on CUDA. On a CPU the device is the host: process
+    memory above what the process held at `start`, when nothing but the imports had happened.
+    """
+
+    INTERVAL = 0.25
+
+    def __init__(self) -> None:
+        self.samples: list[tuple[float, float, float]] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._process = psutil.Process()
+
+    def start(self) -> "Meter":
+        self._started = time.perf_counter()
+        self._floor_gb = self.process_gb()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def seconds(self) -> float:
+        """Since `start`."""
+        return time.perf_counter() - self._started
+
+    def process_gb(self) -> float:
+        return self._process.memory_info().rss / GB
+
+    def device_gb(self) -> float:
+        if torch.cuda.is_available():
+            return torch.cuda.memory_allocated() / GB
+        return max(0.0, self.process_gb() - self._floor_gb)
+
+    def peak_device_gb(self) -> float:
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated() / GB
+        return peak_process_gb() - self._floor_gb
+
+    def save(self, path: Path) -> None:
+        """Write the samples as a table: seconds, process_gb, device_gb."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+            writer.writerow(["seconds", "process_gb", "device_gb"])
+            writer.writerows([[f"{value:.3f}" for value in sample] for sample in self.samples])
+
+    def _sample(self) -> None:
+        while not self._done.wait(self.INTERVAL):
+            self.samples.append((self.seconds(), self.process_gb(), self.device_gb()))

@@ -1,0 +1,76 @@
+"""Base models and what each method makes of them: 4-bit weights, adapters, or every parameter trained."""
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from finetune import params
+from finetune.hardware import compute_dtype, device
+from finetune.errors import UserError
+
+
+def load_base(folder, dtype: torch.dtype, quantization: params.Quantization | None = None) -> PreTrainedModel:
+    """The causal language model in `folder` on the device at hand.
+
+    Weights have `dtype`; with `quantization` the linear layers hold 4-bit blocks (QLoRA, Dettmers et
+    al. 2023, section 3) and multiply in `dtype`. Raises UserError if there is no causal model.
+    """
+    bits = quantization and BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.type,
+        bnb_4bit_use_double_quant=quantization.double_quant,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, quantization_config=bits, device_map={"": device()}, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: no causal language model can be loaded: {str(error).splitlines()[0]}") from None
+
+
+def trainable(folder, method: str, lora: params.Lora, quantization: params.Quantization) -> PreTrainedModel | PeftModel:
+    """The model that `method` trains: 'full' (fp32 weights), 'lora' or 'qlora' (frozen base, fp32 adapters).
+
+    Trained weights are fp32 because AdamW's small steps are lost in the 8 bits of a bf16 mantissa.
+    """
+    if method == "full":
+        return load_base(folder, torch.float32)
+    base = load_base(folder, compute_dtype(), quantization if method == "qlora" else None)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+    )
+    base.requires_grad_(False)
+    try:
+        return get_peft_model(base, config)
+    except ValueError as error:
+        raise UserError(f"lora.target_modules: {str(error).splitlines()[0]}") from None
+
+
+def load_tuned(folder, facts: dict, base=None) -> PreTrainedModel | PeftModel:
+    """The fine-tuned model that `checkpoint.save` wrote to `folder`, ready to generate.
+
+    An adapter gets its base from where it was trained, or from the folder `base`; a QLoRA adapter
+    gets it in the 4 bits that it was trained on.
+    """
+    if facts["method"] == "full":
+        return load_base(folder, compute_dtype())
+    quantization = params.Quantization(**facts["quantization"]) if facts["method"] == "qlora" else None
+    model = load_base(base or facts["base"], compute_dtype(), quantization)
+    return PeftModel.from_pretrained(model, folder)
+
+
+def parameter_counts(model) -> tuple[int, int]:
+    """Trainable and total parameters; a 4-bit weight counts as the weights it holds."""
+    trainable_count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(_weights_held(p) for p in model.parameters())
+    return trainable_count, total
+
+
+def _weights_held(parameter: torch.nn.Parameter) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return state.shape.numel() if state is not None else parameter.numel()

@@ -1,0 +1,207 @@
+"""The Hugging Face Trainer, wired for a response-only loss, exact averages and metered runs."""
+
+import contextlib
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from peft.helpers import disable_input_dtype_casting
+from torch.utils.data import DataLoader
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+
+from finetune import params
+from finetune.hardware import compute_dtype, device
+from finetune.errors import UserError
+from finetune.loss import mean_loss, response_loss
+from finetune.meter import Meter
+
+Log = Callable[[int, dict[str, float]], None]
+"""Called with the optimizer step and its values."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training run came to."""
+
+    train_loss: float
+    """Mean over the last epoch's optimizer steps, nats per response token."""
+    validation_loss: float
+    seconds: float
+    """Training steps alone, without loading and validation."""
+    epochs: float
+    tokens: int
+    """Tokens seen, padding left out."""
+    samples: int
+
+
+def train(
+    model,
+    tokenizer,
+    splits,
+    *,
+    settings: params.Train,
+    method: params.Method,
+    seed: int,
+    meter: Meter,
+    log: Log,
+) -> Outcome:
+    """Train `model` in place on `splits['train']`, validating after each epoch on `splits['validation']`.
+
+    Raises UserError if the loss stops being a finite number.
+    """
+    columns = ["input_ids", "labels"]
+    book = _Book(meter, log)
+    with tempfile.TemporaryDirectory() as scratch, _lean_adapters(model):
+        trainer = _ResponseTrainer(
+            model=model,
+            args=_arguments(settings, method, seed, scratch),
+            train_dataset=splits["train"].select_columns(columns),
+            eval_dataset=splits["validation"].select_columns(columns),
+            data_collator=collator(tokenizer),
+            processing_class=tokenizer,
+            callbacks=[book],
+        )
+        trainer.book = book
+        trainer.train()
+    return book.outcome(trainer.state)
+
+
+def _arguments(settings: params.Train, method: params.Method, seed: int, folder: str) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=folder,
+        num_train_epochs=method.epochs,
+        learning_rate=method.learning_rate,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
+        lr_scheduler_type=settings.scheduler,
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=compute_dtype() == torch.bfloat16,
+        fp16=compute_dtype() == torch.float16,
+        use_cpu=device().type == "cpu",
+        seed=seed,
+        data_seed=seed,
+        logging_steps=1,
+        eval_strategy="epoch",
+        save_strategy="no",
+        report_to=[],
+        remove_unused_columns=False,
+        dataloader_pin_memory=device().type == "cuda",
+    )
+
+
+def collator(tokenizer) -> DataCollatorForSeq2Seq:
+    """Pads input_ids, attention_mask and labels of a batch to its longest sequence."""
+    return DataCollatorForSeq2Seq(tokenizer, padding=True)
+
+
+def batches(rows, tokenizer, batch_size: int) -> DataLoader:
+    """Padded batches of `rows` for `mean_loss`, sequences of like length together."""
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]["input_ids"]))
+    return DataLoader(rows.select(order).select_columns(["input_ids", "labels"]), batch_size, collate_fn=collator(tokenizer))
+
+
+def _lean_adapters(model) -> contextlib.AbstractContextManager:
+    """Under autocast, peft's casts of every adapter input to fp32 and back only cost memory and time."""
+    if isinstance(model, PeftModel) and compute_dtype() != torch.float32:
+        return disable_input_dtype_casting(model)
+    return contextlib.nullcontext()
+
+
+class _ResponseTrainer(Trainer):
+    """Trainer whose losses are means over response tokens: over the accumulated batch, and over the whole split."""
+
+    book: "_Book"
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # makes Trainer count the labels of the accumulated batch
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        self.book.count(inputs)
+        return response_loss(model, inputs) / num_items_in_batch
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        loader = batches(self.eval_dataset, self.processing_class, self.args.per_device_eval_batch_size)
+        with self.book.paused():
+            with self.accelerator.autocast():
+                loss = mean_loss(self.model, loader)
+            self.model.train()
+        self.log({f"{metric_key_prefix}_loss": loss})
+        return {f"{metric_key_prefix}_loss": loss}
+
+
+class _Book(TrainerCallback):
+    """Keeps count of tokens and of training time, and passes each log on with memory and time added."""
+
+    NAMES = {
+        "loss": "train/loss",
+        "learning_rate": "train/learning_rate",
+        "grad_norm": "train/gradient_norm",
+        "eval_loss": "validation/loss",
+    }
+
+    def __init__(self, meter: Meter, log: Log) -> None:
+        self.meter, self.log = meter, log
+        self.tokens = self.samples = 0
+        self.validating = 0.0
+        self.started = None
+
+    def count(self, inputs: dict[str, torch.Tensor]) -> None:
+        self.tokens += int(inputs["attention_mask"].sum())
+        self.samples += len(inputs["input_ids"])
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Time spent in the block isn't training time."""
+        before = self.meter.seconds()
+        yield
+        self.validating += self.meter.seconds() - before
+
+    def training_seconds(self) -> float:
+        return self.meter.seconds() - self.started - self.validating
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started = self.meter.seconds()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.seconds = self.training_seconds()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        values = {self.NAMES[name]: float(value) for name, value in logs.items() if name in self.NAMES}
+        if not values:
+            return
+        if not all(math.isfinite(value) for value in values.values()):
+            raise UserError(
+                f"training diverged at step {state.global_step} (loss or gradient is no finite number); "
+                f"lower methods.<method>.learning_rate"
+            )
+        if "train/loss" in values:
+            values |= {
+                "train/seconds": self.training_seconds(),
+                "train/tokens": self.tokens,
+                "memory/process_gb": self.meter.process_gb(),
+                "memory/device_gb": self.meter.device_gb(),
+            }
+        self.log(state.global_step, values)
+
+    def outcome(self, state) -> Outcome:
+        losses = [(entry["epoch"], entry["loss"]) for entry in state.log_history if "loss" in entry]
+        last = [loss for epoch, loss in losses if epoch > losses[-1][0] - 1]
+        validation = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        return Outcome(
+            train_loss=sum(last) / len(last),
+            validation_loss=validation[-1],
+            seconds=self.seconds,
+            epochs=state.epoch,
+            tokens=self.tokens,
+            samples=self.samples,
+        )
