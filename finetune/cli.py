@@ -1,6 +1,11 @@
-"""Flags that the stage scripts share. A flag wins over params.yaml."""
+"""What the stage scripts share: how they end, and their flags. A flag wins over params.yaml."""
 
 import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from finetune.errors import UserError
@@ -10,9 +15,28 @@ _FLAGS = {
     "--method": dict(metavar="NAME", help="qlora, lora or full (method)"),
     "--model_name": dict(metavar="NAME", help="base model: catalogue name, hub id or folder (model.source)"),
     "--dataset": dict(metavar="PATH", help="data to read instead of the pipeline's"),
-    "--ckpt": dict(type=Path, default=Path("models/tuned"), metavar="DIR", help="fine-tuned model (default: %(default)s)"),
-    "--out_dir": dict(type=Path, metavar="DIR", help="write everything into this folder instead of the pipeline's places"),
+    "--ckpt": dict(
+        type=Path, default=Path("models/tuned"), metavar="DIR", help="fine-tuned model (default: %(default)s)"
+    ),
+    "--out_dir": dict(
+        type=Path, metavar="DIR", help="write everything into this folder instead of the pipeline's places"
+    ),
 }
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main`, libraries kept quiet; print a `UserError` as one sentence on stderr and exit with status 1."""
+    for quiet in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(quiet, "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted")
 
 
 def parser(description: str, *flags: str) -> argparse.ArgumentParser:

@@ -35,7 +35,9 @@ def encode(record: Record, tokenizer, template: str, max_length: int) -> dict | 
     }
 
 
-def sample(records: list[Record], tokenizer, *, size: int, seed: int, template: str, max_length: int) -> tuple[list[dict], Counter]:
+def sample(
+    records: list[Record], tokenizer, *, size: int, seed: int, template: str, max_length: int
+) -> tuple[list[dict], Counter]:
     """Encode `size` records (or all, if there are fewer) in an order drawn by `seed`; count the prompts too long."""
     order = list(range(len(records)))
     random.Random(seed).shuffle(order)
@@ -57,7 +59,9 @@ def split(rows: list[dict], *, validation: float, test: float) -> dict[str, list
     Raises UserError if there are fewer than three.
     """
     if len(rows) < len(SPLITS):
-        raise UserError(f"data: {len(rows)} usable records are too few to split in three; raise data.size or data.max_length")
+        raise UserError(
+            f"data: {len(rows)} usable records are too few to split in three; raise data.size or data.max_length"
+        )
     n_validation, n_test = (max(1, round(share * len(rows))) for share in (validation, test))
     held_out = n_validation + n_test
     if held_out >= len(rows):
@@ -89,7 +93,9 @@ def save(splits: dict[str, list[dict]], facts: dict, folder: Path) -> None:
 def _steady_fingerprint(state: Path) -> None:
     """datasets puts a fingerprint of the process in state.json; take one of the data instead."""
     value = json.loads(state.read_text())
-    value["_fingerprint"] = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(state.parent.glob("*.arrow")))).hexdigest()[:16]
+    value["_fingerprint"] = hashlib.sha256(
+        b"".join(p.read_bytes() for p in sorted(state.parent.glob("*.arrow")))
+    ).hexdigest()[:16]
     state.write_text(json.dumps(value, indent=2, sort_keys=True))
 
 

@@ -20,7 +20,9 @@ LOOK = {
 def lengths(splits: dict[str, list[dict]], max_length: int, target: Path) -> None:
     """Histogram of sequence lengths, prompt and response together."""
     values = [len(row["input_ids"]) for rows in splits.values() for row in rows]
-    figure, axes = _figure(f"Lengths of the {len(values)} prepared sequences", "tokens (prompt and response)", "sequences")
+    figure, axes = _figure(
+        f"Lengths of the {len(values)} prepared sequences", "tokens (prompt and response)", "sequences"
+    )
     axes.hist(values, bins=40, color=LOOK["qlora"]["color"])
     axes.axvline(max_length, color="black", linestyle=":")
     axes.annotate("cut here", (max_length, 0.95), xycoords=("data", "axes fraction"), ha="right", rotation=90, va="top")
@@ -33,7 +35,9 @@ def loss(train: Path, validation: Path, method: str, target: Path) -> None:
     steps, epochs = _table(train), _table(validation)
     color = LOOK[method]["color"]
     axes.plot(steps["step"], steps["loss"], color=color, alpha=0.3, label="train, each step")
-    axes.plot(steps["step"], steps["loss"].rolling(10, min_periods=1).mean(), color=color, label="train, mean of 10 steps")
+    axes.plot(
+        steps["step"], steps["loss"].rolling(10, min_periods=1).mean(), color=color, label="train, mean of 10 steps"
+    )
     axes.plot(epochs["step"], epochs["loss"], "ko", label="validation")
     axes.legend()
     _save(figure, target)
@@ -49,7 +53,9 @@ def learning_rate(table: Path, method: str, target: Path) -> None:
 
 def memory(table: Path, method: str, target: Path) -> None:
     """Process and device memory against time, from before the model is loaded to the end of training."""
-    figure, axes = _figure(f"Memory while training, {LOOK[method]['label']}", "seconds since the start", "GB (10⁹ bytes)")
+    figure, axes = _figure(
+        f"Memory while training, {LOOK[method]['label']}", "seconds since the start", "GB (10⁹ bytes)"
+    )
     samples = _table(table)
     color = LOOK[method]["color"]
     axes.plot(samples["seconds"], samples["process_gb"], color=color, label="process")
@@ -79,7 +85,9 @@ def gain(base: list[dict], tuned: list[dict], method: str, target: Path) -> None
     before, after = ([row["rouge_l"] for row in rows] for rows in (base, tuned))
     better = sum(b < a for b, a in zip(before, after, strict=True))
     figure, axes = _figure(
-        f"{better} of {len(before)} test answers better than the base model's", "ROUGE-L, base model", f"ROUGE-L, {LOOK[method]['label']}"
+        f"{better} of {len(before)} test answers better than the base model's",
+        "ROUGE-L, base model",
+        f"ROUGE-L, {LOOK[method]['label']}",
     )
     axes.scatter(before, after, s=14, color=LOOK[method]["color"])
     axes.plot([0, 100], [0, 100], color="black", linewidth=0.8, linestyle=":")

@@ -5,8 +5,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from finetune import params
-from finetune.hardware import compute_dtype, device
 from finetune.errors import UserError
+from finetune.hardware import compute_dtype, device
 
 
 def load_base(folder, dtype: torch.dtype, quantization: params.Quantization | None = None) -> PreTrainedModel:

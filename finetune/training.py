@@ -10,11 +10,11 @@ import torch
 from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from torch.utils.data import DataLoader
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from finetune import params
-from finetune.hardware import compute_dtype, device
 from finetune.errors import UserError
+from finetune.hardware import compute_dtype, device
 from finetune.loss import mean_loss, response_loss
 from finetune.meter import Meter
 
@@ -65,6 +65,7 @@ def train(
             callbacks=[book],
         )
         trainer.book = book
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return book.outcome(trainer.state)
 
@@ -93,6 +94,7 @@ def _arguments(settings: params.Train, method: params.Method, seed: int, folder:
         eval_strategy="epoch",
         save_strategy="no",
         report_to=[],
+        disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=device().type == "cuda",
     )
@@ -106,7 +108,9 @@ def collator(tokenizer) -> DataCollatorForSeq2Seq:
 def batches(rows, tokenizer, batch_size: int) -> DataLoader:
     """Padded batches of `rows` for `mean_loss`, sequences of like length together."""
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]["input_ids"]))
-    return DataLoader(rows.select(order).select_columns(["input_ids", "labels"]), batch_size, collate_fn=collator(tokenizer))
+    return DataLoader(
+        rows.select(order).select_columns(["input_ids", "labels"]), batch_size, collate_fn=collator(tokenizer)
+    )
 
 
 def _lean_adapters(model) -> contextlib.AbstractContextManager:
@@ -139,15 +143,16 @@ class _ResponseTrainer(Trainer):
         return {f"{metric_key_prefix}_loss": loss}
 
 
+_NAMES = {
+    "loss": "train/loss",
+    "learning_rate": "train/learning_rate",
+    "grad_norm": "train/gradient_norm",
+    "eval_loss": "validation/loss",
+}
+
+
 class _Book(TrainerCallback):
     """Keeps count of tokens and of training time, and passes each log on with memory and time added."""
-
-    NAMES = {
-        "loss": "train/loss",
-        "learning_rate": "train/learning_rate",
-        "grad_norm": "train/gradient_norm",
-        "eval_loss": "validation/loss",
-    }
 
     def __init__(self, meter: Meter, log: Log) -> None:
         self.meter, self.log = meter, log
@@ -176,7 +181,7 @@ class _Book(TrainerCallback):
         self.seconds = self.training_seconds()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        values = {self.NAMES[name]: float(value) for name, value in logs.items() if name in self.NAMES}
+        values = {_NAMES[name]: float(value) for name, value in logs.items() if name in _NAMES}
         if not values:
             return
         if not all(math.isfinite(value) for value in values.values()):
@@ -192,6 +197,19 @@ class _Book(TrainerCallback):
                 "memory/device_gb": self.meter.device_gb(),
             }
         self.log(state.global_step, values)
+        self._print(state, values)
+
+    def _print(self, state, values: dict[str, float]) -> None:
+        """A line after each twentieth of the run, and one after each validation."""
+        if "validation/loss" in values:
+            print(f"epoch {state.epoch:g}: validation loss {values['validation/loss']:.3f}", flush=True)
+        elif state.global_step * 20 // state.max_steps > (state.global_step - 1) * 20 // state.max_steps:
+            print(
+                f"step {state.global_step} of {state.max_steps}: loss {values['train/loss']:.3f}, "
+                f"{self.tokens / self.training_seconds():.0f} tokens/s, "
+                f"{values['memory/device_gb']:.1f} GB on the device, {self.training_seconds():.0f} s",
+                flush=True,
+            )
 
     def outcome(self, state) -> Outcome:
         losses = [(entry["epoch"], entry["loss"]) for entry in state.log_history if "loss" in entry]

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from finetune import cli, errors, params
+from finetune import cli, params
 
 
 def main() -> None:
@@ -15,7 +15,19 @@ def main() -> None:
     folder, metrics, _ = cli.places(args.out_dir, "data/predictions")
     name = "base" if args.base else "tuned"
 
-    from finetune import checkpoint, dataset, hardware, files, generation, loss, models, scoring, sources, training
+    from finetune import (
+        checkpoint,
+        dataset,
+        files,
+        generation,
+        hardware,
+        loss,
+        models,
+        scoring,
+        sources,
+        tokenizers,
+        training,
+    )
 
     if args.base:
         base = sources.base_folder(args.model_name)
@@ -54,4 +66,4 @@ def main() -> None:
         print(f"{key:>16}  {value}")
 
 
-errors.run(main)
+cli.run(main)

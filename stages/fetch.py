@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from finetune import cli, errors, params, sources
+from finetune import cli, params, sources
 
 
 def main() -> None:
@@ -27,4 +27,4 @@ def main() -> None:
             print(f"kept a sample of at most {args.size} records")
 
 
-errors.run(main)
+cli.run(main)

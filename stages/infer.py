@@ -23,4 +23,4 @@ def main() -> None:
     generation.stream(model, tokenizer, ids, p.eval.max_new_tokens)
 
 
-errors.run(main)
+cli.run(main)

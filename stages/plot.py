@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from finetune import cli, errors, figures, files, params
+from finetune import cli, figures, files, params
 
 
 def main() -> None:
@@ -18,4 +18,4 @@ def main() -> None:
     figures.gain(base, tuned, p.method, plots / "gain.png")
 
 
-errors.run(main)
+cli.run(main)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from finetune import cli, errors, params
+from finetune import cli, params
 
 
 def main() -> None:
@@ -37,4 +37,4 @@ def main() -> None:
         print(f"{name:>24}  {value}")
 
 
-errors.run(main)
+cli.run(main)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from finetune import cli, errors, params
+from finetune import cli, params
 
 
 def main() -> None:
@@ -63,4 +63,4 @@ def main() -> None:
     )
 
 
-errors.run(main)
+cli.run(main)
