@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup repro test test-slow lint compare clean
+.PHONY: setup repro twice test test-slow lint compare clean
 
 setup: $(VENV)/installed
 
@@ -17,6 +17,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 repro: setup
 	dvc repro
 	python stages/compare.py
+
+# Train and evaluate again from scratch; fails unless every byte comes out the same.
+twice: setup
+	sha256sum models/tuned/* data/predictions/tuned.jsonl metrics/eval.json > .first.sha256
+	dvc repro --force --single-item train eval
+	sha256sum --check .first.sha256
 
 test: setup
 	pytest

@@ -16,9 +16,10 @@ def save(model, tokenizer, facts: dict, base_source: dict, folder: Path) -> None
     """Write adapter or full model with its tokenizer; the same bytes for the same weights.
 
     `facts` says how the model was made (method, base, template, quantization), `base_source` is the
-    base model's provenance. A full model is stored in bf16, the size of its base.
+    base model's provenance. A full model is stored in bf16, the size of its base. A folder `plots`,
+    where the run may have left its curves, stays.
     """
-    with whole_folder(folder) as draft:
+    with whole_folder(folder, keep="plots") as draft:
         if isinstance(model, PeftModel):
             model.peft_config["default"].base_model_name_or_path = facts["base"]
             model.save_pretrained(draft)
@@ -52,17 +53,16 @@ def _sort_adapter_config(path: Path) -> None:
 
 
 def _model_card(facts: dict, base_source: dict) -> str:
-    base = base_source.get("source", facts["base"])
     return f"""---
 library_name: {"transformers" if facts["method"] == "full" else "peft"}
 pipeline_tag: text-generation
 tags: [{facts["method"]}, sft]
 ---
 
-# {base} fine-tuned by {facts["method"]}
+# {base_source["source"]} fine-tuned by {facts["method"]}
 
-- Base model: {base}, licence {base_source.get("licence", "unknown")}
-- Instructions: {facts["data"]["source"]}, licence {facts["data"].get("licence", "unknown")}
+- Base model: {base_source["source"]}, licence: {base_source["licence"]}
+- Instructions: {facts["data"]["source"]}, licence: {facts["data"]["licence"]}
 - Prompt template: {facts["template"]}; seed {facts["seed"]}
 
 The licence of the instructions bounds what these weights may be used for.

@@ -26,7 +26,7 @@ _FLAGS = {
 
 def run(main: Callable[[], None]) -> None:
     """Call `main`, libraries kept quiet; print a `UserError` as one sentence on stderr and exit with status 1."""
-    for quiet in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
+    for quiet in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
         os.environ.setdefault(quiet, "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

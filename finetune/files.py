@@ -9,14 +9,16 @@ from pathlib import Path
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder that becomes `path` (replacing what was there) if the block succeeds."""
+def whole_folder(path: Path, keep: str | None = None) -> Iterator[Path]:
+    """Yield an empty folder that becomes `path` if the block succeeds, replacing all that was there but `keep`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
         yield draft
+        if keep and (path / keep).exists():
+            (path / keep).rename(draft / keep)
         if path.is_dir():
             shutil.rmtree(path)
         draft.rename(path)

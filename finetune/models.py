@@ -45,23 +45,35 @@ def trainable(folder, method: str, lora: params.Lora, quantization: params.Quant
         target_modules=lora.target_modules,
     )
     base.requires_grad_(False)
+    if method == "qlora":
+        _keep_differentiable(base)
     try:
         return get_peft_model(base, config)
     except ValueError as error:
         raise UserError(f"lora.target_modules: {str(error).splitlines()[0]}") from None
 
 
+def _keep_differentiable(model) -> None:
+    """On a CPU, bitsandbytes packs 4-bit weights at the first validation, for a kernel that passes no gradient on."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
 def load_tuned(folder, facts: dict, base=None) -> PreTrainedModel | PeftModel:
     """The fine-tuned model that `checkpoint.save` wrote to `folder`, ready to generate.
 
     An adapter gets its base from where it was trained, or from the folder `base`; a QLoRA adapter
-    gets it in the 4 bits that it was trained on.
+    gets it in the 4 bits that it was trained on. Adapter weights are cast to the dtype of the
+    matrix products, as autocast did in training.
     """
     if facts["method"] == "full":
         return load_base(folder, compute_dtype())
     quantization = params.Quantization(**facts["quantization"]) if facts["method"] == "qlora" else None
     model = load_base(base or facts["base"], compute_dtype(), quantization)
-    return PeftModel.from_pretrained(model, folder)
+    return PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
 
 
 def parameter_counts(model) -> tuple[int, int]:

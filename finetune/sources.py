@@ -264,9 +264,11 @@ def _write_provenance(name: str, source: Source, folder: Path) -> None:
 
 
 def provenance(folder: Path) -> dict:
-    """What `fetch` noted about the contents of `folder`: {} if it noted nothing."""
+    """What `fetch` noted about the contents of `folder`, or what little is known of a folder or file of the user's."""
     note = folder / PROVENANCE
-    return yaml.safe_load(note.read_text(encoding="utf-8")) if note.exists() else {}
+    if note.exists():
+        return yaml.safe_load(note.read_text(encoding="utf-8"))
+    return {"source": folder.name, "licence": LocalPath.licence}
 
 
 def base_folder(name: str | None, default: Path = Path("models/base")) -> Path:

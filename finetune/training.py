@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
-from torch.utils.data import DataLoader
-from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from finetune import params
+from finetune.batches import collator, in_length_order
 from finetune.errors import UserError
 from finetune.hardware import compute_dtype, device
 from finetune.loss import mean_loss, response_loss
@@ -100,19 +100,6 @@ def _arguments(settings: params.Train, method: params.Method, seed: int, folder:
     )
 
 
-def collator(tokenizer) -> DataCollatorForSeq2Seq:
-    """Pads input_ids, attention_mask and labels of a batch to its longest sequence."""
-    return DataCollatorForSeq2Seq(tokenizer, padding=True)
-
-
-def batches(rows, tokenizer, batch_size: int) -> DataLoader:
-    """Padded batches of `rows` for `mean_loss`, sequences of like length together."""
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]["input_ids"]))
-    return DataLoader(
-        rows.select(order).select_columns(["input_ids", "labels"]), batch_size, collate_fn=collator(tokenizer)
-    )
-
-
 def _lean_adapters(model) -> contextlib.AbstractContextManager:
     """Under autocast, peft's casts of every adapter input to fp32 and back only cost memory and time."""
     if isinstance(model, PeftModel) and compute_dtype() != torch.float32:
@@ -134,7 +121,7 @@ class _ResponseTrainer(Trainer):
         return response_loss(model, inputs) / num_items_in_batch
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        loader = batches(self.eval_dataset, self.processing_class, self.args.per_device_eval_batch_size)
+        loader = in_length_order(self.eval_dataset, self.processing_class, self.args.per_device_eval_batch_size)
         with self.book.paused():
             with self.accelerator.autocast():
                 loss = mean_loss(self.model, loader)

@@ -16,6 +16,7 @@ def main() -> None:
     name = "base" if args.base else "tuned"
 
     from finetune import (
+        batches,
         checkpoint,
         dataset,
         files,
@@ -26,7 +27,6 @@ def main() -> None:
         scoring,
         sources,
         tokenizers,
-        training,
     )
 
     if args.base:
@@ -34,16 +34,17 @@ def main() -> None:
         tokenizer = tokenizers.load(base)
         model = models.load_base(base, hardware.compute_dtype())
     else:
+        facts = checkpoint.read_facts(args.ckpt)
         tokenizer = tokenizers.load(args.ckpt)
-        model = models.load_tuned(args.ckpt, checkpoint.read_facts(args.ckpt), args.model_name)
+        model = models.load_tuned(args.ckpt, facts, args.model_name)
     test = dataset.load(prepared, tokenizer)[0]["test"]
 
-    test_loss = loss.mean_loss(model, training.batches(test, tokenizer, p.eval.batch_size))
+    test_loss = loss.mean_loss(model, batches.in_length_order(test, tokenizer, p.eval.batch_size))
     answers = generation.generate(
         model,
         tokenizer,
         dataset.prompt_ids(test),
-        batch_size=p.eval.batch_size,
+        batch_size=p.eval.decode_batch_size,
         max_new_tokens=p.eval.max_new_tokens,
         progress=lambda done: print(f"answered {done} of {len(test)} test prompts", flush=True),
     )

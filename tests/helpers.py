@@ -1,0 +1,68 @@
+"""Ways to run the stage scripts and the pipeline as a user does."""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+METHODS = ("qlora", "lora", "full")
+FAST = {name: {"learning_rate": 0.01, "epochs": 4} for name in METHODS}
+"""Settings under which a tiny model learns a few words in a second."""
+
+
+def write_params(folder: Path, **changes) -> None:
+    """The shipped params.yaml, made small, with `changes` (group: {key: value}, or key: value)."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    small = {
+        "data": {"size": 40, "max_length": 256, "validation": 0.1, "test": 0.1},
+        "lora": {"r": 4, "alpha": 8},
+        "eval": {"batch_size": 4, "decode_batch_size": 4, "max_new_tokens": 8},
+    }
+    for settings in (small, changes):
+        for key, value in settings.items():
+            params[key] = params[key] | value if isinstance(value, dict) else value
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def stage(name: str, *arguments: object) -> None:
+    """Run stages/<name>.py in this process, as `python stages/<name>.py arguments` would. May raise SystemExit."""
+    script = ROOT / "stages" / f"{name}.py"
+    before = sys.argv
+    sys.argv = [str(script), *map(str, arguments)]
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+def refusal(name: str, *arguments: object) -> str:
+    """The one sentence with which the stage refuses; checks that it is one, and an error."""
+    with pytest.raises(SystemExit) as ended:
+        stage(name, *arguments)
+    message = ended.value.code
+    assert isinstance(message, str), f"ended with {message!r} instead of a sentence"
+    assert message.startswith("error: ") and "\n" not in message
+    return message
+
+
+def command(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run a command with this Python first on the PATH; the caller checks the status."""
+    here = str(Path(sys.executable).parent)
+    env = os.environ | {"PATH": f"{here}{os.pathsep}{os.environ['PATH']}"} | environment
+    return subprocess.run([str(a) for a in arguments], cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Every file under `folder` with its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def drafts_in(folder: Path) -> list[Path]:
+    """Half-written outputs left behind."""
+    return [path for path in folder.rglob("*") if re.search(r"\.draft$", path.name)]

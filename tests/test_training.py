@@ -1,0 +1,176 @@
+"""Every method on both families, through stages/train.py and stages/eval.py."""
+
+import json
+
+import pytest
+import torch
+from helpers import FAST, METHODS, drafts_in, files_in, refusal, stage, write_params
+from safetensors.torch import load_file
+
+from finetune import checkpoint, hardware, loss, models, params
+
+
+@pytest.fixture
+def train(workspace, tiny_models):
+    """Prepare for a family and train on it; return metrics/train.json."""
+
+    def run(family: str, method: str, *arguments, **changes) -> dict:
+        write_params(workspace, methods=FAST, **changes)
+        stage("prepare", "--model_name", tiny_models[family])
+        stage("train", "--model_name", tiny_models[family], "--method", method, *arguments)
+        return json.loads((workspace / "metrics/train.json").read_text())
+
+    return run
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_every_method_learns_and_is_scored_better_than_the_base(workspace, train, tiny_models, family, method):
+    metrics = train(family, method)
+    assert max(metrics["train_loss"], metrics["validation_loss"]) < 5.5  # ln(384) = 5.95 for a random model
+    assert metrics["trainable_parameters"] < metrics["total_parameters"] or method == "full"
+    for figure in ("peak_process_memory_gb", "tokens_per_second", "samples_per_second", "seconds_per_epoch"):
+        assert metrics[figure] > 0
+
+    stage("eval", "--base", "--model_name", tiny_models[family])
+    stage("eval")
+    base, tuned = (json.loads((workspace / f"metrics/{name}.json").read_text()) for name in ("base", "eval"))
+    assert tuned["test_loss"] < base["test_loss"] - 0.5
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_qlora_holds_nf4_weights_and_adapts_every_linear_layer_but_the_head(tiny_models, family):
+    from bitsandbytes.nn import Linear4bit
+
+    p = params.load()
+    model = models.trainable(tiny_models[family], "qlora", p.lora, p.quantization)
+    quantised = [name for name, module in model.named_modules() if isinstance(module, Linear4bit)]
+    expected = {"llama": 7, "gpt2": 4}[family] * 2
+    assert len(quantised) == expected
+    states = [module.weight.quant_state for module in model.modules() if isinstance(module, Linear4bit)]
+    assert all(state.quant_type == "nf4" and state.nested for state in states)
+    adapters = {name.rsplit(".lora_A", 1)[0] for name, _ in model.named_parameters() if ".lora_A." in name}
+    assert len(adapters) == expected and not any("lm_head" in name for name in adapters)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained and all("lora_" in name for name in trained)
+    assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("method", ["qlora", "lora"])
+def test_a_validation_leaves_the_next_gradients_as_they_were(tiny_models, method):
+    p = params.load()
+    model = models.trainable(tiny_models["llama"], method, p.lora, p.quantization)
+    ids = torch.arange(1, 33).reshape(2, 16)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+
+    def gradients() -> list[torch.Tensor]:
+        model.train().zero_grad()
+        loss.response_loss(model, batch).backward()
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
+
+    before = gradients()
+    loss.mean_loss(model, [batch])
+    after = gradients()
+    assert any(gradient.abs().sum() > 0 for gradient in before)
+    for first, second in zip(before, after, strict=True):
+        torch.testing.assert_close(second, first, rtol=0, atol=0)
+
+
+def test_four_bit_weights_count_as_the_weights_they_hold(tiny_models):
+    p = params.load()
+    whole = models.parameter_counts(models.load_base(tiny_models["llama"], torch.float32))[1]
+    trainable, total = models.parameter_counts(models.trainable(tiny_models["llama"], "qlora", p.lora, p.quantization))
+    assert total - trainable == whole
+
+
+def test_an_adapter_holds_only_what_was_trained(workspace, train):
+    train("llama", "lora")
+    names = set(load_file(workspace / "models/tuned/adapter_model.safetensors"))
+    assert names and all("lora_" in name for name in names)
+
+
+def test_out_dir_takes_everything_and_eval_and_infer_read_it(workspace, tiny_models, capsys):
+    write_params(workspace, methods=FAST)
+    base = tiny_models["llama"]
+    stage("prepare", "--model_name", base, "--out_dir", "mine/data")
+    stage("train", "--model_name", base, "--dataset", "mine/data", "--method", "full", "--out_dir", "mine/full")
+    assert (workspace / "mine/full/model.safetensors").exists()
+    assert (workspace / "mine/full/metrics/train.json").exists()
+    assert (workspace / "mine/full/plots/live/plots/metrics/train/loss.tsv").exists()
+    stage("eval", "--ckpt", "mine/full", "--dataset", "mine/data", "--out_dir", "mine/scores")
+    assert (workspace / "mine/scores/metrics/eval.json").exists()
+    assert not (workspace / "models").exists() and not (workspace / "metrics").exists()
+    capsys.readouterr()
+    stage("infer", "--ckpt", "mine/full", "--prompt", "Name the moon.")
+    assert capsys.readouterr().out.strip()
+
+
+def test_curves_and_memory_are_written_as_tables(workspace, train):
+    train("llama", "qlora")
+    live = workspace / "plots/live/plots/metrics"
+    for name in ("train/loss", "train/learning_rate", "validation/loss", "memory/device_gb"):
+        header, *rows = (live / f"{name}.tsv").read_text().splitlines()
+        assert header.split("\t") == ["step", name.split("/")[1]] and rows
+    assert len((live / "validation/loss.tsv").read_text().splitlines()) == 1 + FAST["qlora"]["epochs"]
+    assert (workspace / "plots/memory.tsv").read_text().startswith("seconds\tprocess_gb\tdevice_gb\n")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_params_same_bytes(workspace, train, method):
+    runs = []
+    for _ in range(2):
+        metrics = train("llama", method)
+        runs.append((files_in(workspace / "models/tuned"), metrics["train_loss"], metrics["validation_loss"]))
+    assert runs[0] == runs[1]
+
+
+def test_another_seed_gives_another_adapter_on_the_same_data(workspace, train):
+    train("llama", "qlora")
+    first = files_in(workspace / "models/tuned")["adapter_model.safetensors"]
+    data = files_in(workspace / "data/prepared")
+    train("llama", "qlora", seed=1)
+    assert files_in(workspace / "models/tuned")["adapter_model.safetensors"] != first
+    assert files_in(workspace / "data/prepared") == data
+
+
+def test_gradient_checkpointing_learns_the_same(train):
+    plain = train("llama", "qlora")
+    saved = train("llama", "qlora", train={"gradient_checkpointing": True})
+    assert saved["validation_loss"] == pytest.approx(plain["validation_loss"], abs=0.02)
+
+
+def test_the_model_card_names_licences_and_no_place_on_this_machine(workspace, train):
+    train("llama", "qlora")
+    facts = checkpoint.read_facts(workspace / "models/tuned")
+    assert facts["method"] == "qlora" and facts["quantization"] == {"type": "nf4", "double_quant": True}
+    card = (workspace / "models/tuned/README.md").read_text()
+    assert "licence" in card and "qlora" in card
+
+
+def test_a_diverging_run_says_so_and_leaves_nothing(workspace, tiny_models, monkeypatch):
+    from finetune import training
+
+    monkeypatch.setattr(training, "response_loss", lambda model, batch: next(model.parameters()).sum() * float("nan"))
+    write_params(workspace)
+    stage("prepare", "--model_name", tiny_models["llama"])
+    before = files_in(workspace)
+    message = refusal("train", "--model_name", tiny_models["llama"], "--method", "full")
+    assert "training diverged at step 1" in message and "lower methods.<method>.learning_rate" in message
+    assert files_in(workspace) == before and not drafts_in(workspace)
+
+
+def test_unknown_target_modules_and_methods_are_refused(workspace, tiny_models):
+    write_params(workspace, lora={"target_modules": ["no_such_layer"]})
+    stage("prepare", "--model_name", tiny_models["llama"])
+    assert "lora.target_modules" in refusal("train", "--model_name", tiny_models["llama"])
+    assert "method: must be one of qlora, lora, full" in refusal("train", "--method", "magic")
+
+
+def test_no_checkpoint_is_named(workspace):
+    assert "models/tuned: no fine-tuned model there" in refusal("eval")
+    assert "elsewhere: no fine-tuned model there" in refusal("infer", "--ckpt", "elsewhere", "--prompt", "x")
+
+
+def test_the_precision_suits_the_device():
+    assert hardware.compute_dtype() in (torch.bfloat16, torch.float16, torch.float32)
+    assert hardware.compute_dtype() != torch.float16 or hardware.device().type == "cuda"
