@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import torch
 
+from finetune.errors import UserError
+
 
 @torch.inference_mode()
 def generate(
@@ -18,7 +20,9 @@ def generate(
     """Answer each prompt (token ids) greedily; answers come in the prompts' order, stripped.
 
     Prompts of like length share a batch, padded on the left. `progress` gets the number done.
+    Raises UserError if prompt and answer don't fit the model's positions.
     """
+    _check_fits(model, max(map(len, prompts)), max_new_tokens)
     model.eval()
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     answers = [""] * len(prompts)
@@ -40,12 +44,22 @@ def stream(model, tokenizer, prompt: list[int], max_new_tokens: int) -> None:
     """Print the greedy answer to `prompt` (token ids) as it comes."""
     from transformers import TextStreamer
 
+    _check_fits(model, len(prompt), max_new_tokens)
     model.eval()
     ids = torch.tensor([prompt], device=model.device)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), streamer=streamer, **_greedy(tokenizer, max_new_tokens)
     )
+
+
+def _check_fits(model, prompt_tokens: int, max_new_tokens: int) -> None:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions and prompt_tokens + max_new_tokens > positions:
+        raise UserError(
+            f"eval.max_new_tokens: {max_new_tokens} tokens after a prompt of {prompt_tokens} are more than the model's "
+            f"{positions} positions; lower it"
+        )
 
 
 def _greedy(tokenizer, max_new_tokens: int) -> dict:

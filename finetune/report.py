@@ -43,7 +43,7 @@ def revision_metrics(revision: str) -> dict[str, dict]:
     """
     import dvc.api
     from dvc.exceptions import DvcException
-    from scmrepo.exceptions import SCMError
+    from dvc.scm import SCMError
 
     found = {}
     for name in METRICS:

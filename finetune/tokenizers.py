@@ -1,6 +1,6 @@
-"""The tokenizer of a model folder, checked for what fine-tuning needs."""
+"""The tokenizer of a model folder, checked for what fine-tuning needs, and how much text the model takes."""
 
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from finetune.errors import UserError
 
@@ -19,3 +19,12 @@ def load(folder):
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def check_fits(folder, max_length: int) -> None:
+    """Raise UserError if `max_length` tokens are more than the model in `folder` has positions for."""
+    positions = getattr(AutoConfig.from_pretrained(folder, local_files_only=True), "max_position_embeddings", None)
+    if positions and max_length > positions:
+        raise UserError(
+            f"data.max_length: {max_length} tokens are more than the model's {positions} positions; lower it"
+        )

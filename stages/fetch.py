@@ -15,11 +15,11 @@ def main() -> None:
         places = {what: args.out_dir / what for what in places}
 
     if args.what != "data":
+        print(f"fetching the model {p.model.source}", flush=True)
         sources.fetch("model", p.model.source, places["model"])
-        print(f"model: {p.model.source} -> {places['model']}")
     if args.what != "model":
+        print(f"fetching the data {p.data.source}", flush=True)
         sources.fetch("data", p.data.source, places["data"])
-        print(f"data: {p.data.source} -> {places['data']}")
         if args.size:
             from finetune import records
 

@@ -17,6 +17,7 @@ def main() -> None:
 
     base = sources.base_folder(args.model_name)
     tokenizer = tokenizers.load(base)
+    tokenizers.check_fits(base, p.data.max_length)
     good, dropped = records.read_records(raw, p.data.on_bad_record)
     rows, too_long = dataset.sample(
         good,

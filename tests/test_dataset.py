@@ -77,3 +77,15 @@ def test_training_before_preparing_is_refused(workspace, tiny_models):
         "train", "--model_name", tiny_models["llama"]
     )
     assert "models/base: no base model there" in refusal("train")
+
+
+def test_more_tokens_than_the_model_has_positions_are_refused(workspace, tiny_models):
+    write_params(workspace, data={"max_length": 513})
+    message = refusal("prepare", "--model_name", tiny_models["gpt2"])
+    assert "data.max_length: 513 tokens are more than the model's 512 positions" in message
+    write_params(workspace, eval={"max_new_tokens": 500})
+    stage("prepare", "--model_name", tiny_models["gpt2"])
+    assert "eval.max_new_tokens: 500 tokens after a prompt of" in refusal(
+        "eval", "--base", "--model_name", tiny_models["gpt2"]
+    )
+    assert not (workspace / "data/predictions").exists() and not (workspace / "metrics/base.json").exists()

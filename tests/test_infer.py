@@ -22,7 +22,8 @@ def test_headings_and_escapes_make_the_same_prompt_as_bare_text(tuned, capsys):
     bare = answer(capsys, "--prompt", "Name the moon.")
     assert bare.strip()
     assert answer(capsys, "--prompt", r"### Instruction:\nName the moon.") == bare
-    assert answer(capsys, "--prompt", r"### Instruction:\nName the moon.\n\n### Input:\nAt night.") != bare
+    context = answer(capsys, "--prompt", "### Instruction:\nName the moon.\n\n### Input:\nAt night.")
+    assert answer(capsys, "--prompt", r"### Instruction:\nName the moon.\n\n### Input:\nAt night.") == context
 
 
 def test_the_number_of_tokens_is_a_flag(tuned, capsys):
