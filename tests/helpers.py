@@ -66,3 +66,26 @@ def files_in(folder: Path) -> dict[str, bytes]:
 def drafts_in(folder: Path) -> list[Path]:
     """Half-written outputs left behind."""
     return [path for path in folder.rglob("*") if re.search(r"\.draft$", path.name)]
+
+
+def clone_of_the_working_tree(folder: Path) -> Path:
+    """Clone this repository to `folder`, with what is uncommitted, without dvc.lock."""
+    subprocess.run(["git", "clone", "--quiet", ROOT, folder], check=True)
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True).stdout.split("\0")[:-1]:
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    return folder
+
+
+def dvc(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
+    """Run DVC in a clone, on the clone's own library."""
+    return command("dvc", *arguments, cwd=folder, PYTHONPATH=str(folder))
+
+
+def output_hashes(folder: Path) -> dict[str, str]:
+    """Output -> md5, as dvc.lock has it."""
+    stages = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
