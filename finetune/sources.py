@@ -272,10 +272,12 @@ def provenance(folder: Path) -> dict:
 
 
 def base_folder(name: str | None, default: Path = Path("models/base")) -> Path:
-    """The folder of the base model to use: `default`, a Hugging Face folder, or `name` fetched beside `default`."""
-    if name is None:
-        if not (default / "config.json").exists():
-            raise UserError(f"{default}: no base model there; run `dvc repro fetch@model` or `python stages/fetch.py`")
+    """The folder of the base model called `name`: `default` if it holds that model (or no name is given), a Hugging
+    Face folder of the user's, or a new one beside `default`, fetched."""
+    fetched = (default / "config.json").exists()
+    if name is None and not fetched:
+        raise UserError(f"{default}: no base model there; run `dvc repro fetch@model` or `python stages/fetch.py`")
+    if name is None or (fetched and provenance(default)["source"] == name):
         return default
     if (Path(name) / "config.json").exists():
         return Path(name)
