@@ -1,0 +1,229 @@
+"""The trainers that the cost benchmark compares: ours, TRL's, and the ordinary Trainer recipe, on the same work.
+
+Each contender runs in a process of its own: `python benchmarks/contenders.py NAME --records 64` trains over the
+records once and prints one JSON line with what it cost and what it learnt.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from finetune import cli, params
+from finetune.errors import UserError
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every contender is given: model, batches' raw material, and settings."""
+
+    base: Path
+    tokenizer: object
+    train: object
+    held_out: object
+    settings: params.Params
+
+
+def prepare(records: int, max_length: int) -> Work:
+    """The first `records` of the prepared training split and 16 of the validation split, cut to `max_length` tokens."""
+    from finetune import dataset, sources, tokenizers
+
+    base = sources.base_folder(None)
+    tokenizer = tokenizers.load(base)
+    splits, _ = dataset.load(Path("data/prepared"), tokenizer)
+
+    def cut(rows, count: int):
+        rows = rows.select_columns(["input_ids", "labels"]).map(
+            lambda row: {key: row[key][:max_length] for key in ("input_ids", "labels")}
+        )
+        rows = rows.filter(lambda row: any(label != -100 for label in row["labels"]))
+        if len(rows) < count:
+            raise UserError(
+                f"--records: only {len(rows)} prepared records are there; raise data.size and run dvc repro"
+            )
+        return rows.select(range(count))
+
+    return Work(base, tokenizer, cut(splits["train"], records), cut(splits["validation"], 16), params.load())
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a contender's run came to."""
+
+    seconds: float
+    """Training steps alone."""
+    losses: list[float]
+    """Training loss of each optimizer step, nats per response token."""
+    held_out_loss: float
+
+
+def ours(work: Work, method: str, gauge, **train_settings) -> Result:
+    """This repository's trainer."""
+    from datasets import DatasetDict
+
+    from finetune import models, training
+
+    model = models.trainable(work.base, method, work.settings.lora, work.settings.quantization)
+    losses = []
+    outcome = training.train(
+        model,
+        work.tokenizer,
+        DatasetDict(train=work.train, validation=work.held_out),
+        settings=replace(work.settings.train, **train_settings),
+        method=replace(getattr(work.settings.methods, method), epochs=1.0),
+        seed=0,
+        meter=gauge,
+        log=lambda step, values: losses.append(values["train/loss"]) if "train/loss" in values else None,
+    )
+    return Result(outcome.seconds, losses, outcome.validation_loss)
+
+
+def trl(work: Work, method: str, gauge, *, dropout: float = 0.05, **config) -> Result:
+    """TRL's SFTTrainer, adapters on every linear layer, other settings its own unless `config` says otherwise."""
+    import torch
+    from trl import SFTConfig, SFTTrainer
+
+    method_settings = getattr(work.settings.methods, method)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SFTTrainer(
+            model=_peer_model(work, method, torch.float32 if method == "full" else torch.bfloat16),
+            args=SFTConfig(**_common(work, method_settings, folder), max_length=None, **config),
+            train_dataset=work.train,
+            processing_class=work.tokenizer,
+            peft_config=None if method == "full" else _lora(work, dropout),
+        )
+        return _run(trainer, work)
+
+
+def plain(work: Work, method: str, gauge, *, dropout: float = 0.05, **config) -> Result:
+    """The ordinary recipe: peft and bitsandbytes under transformers' Trainer, batches padded, the model's own loss."""
+    import torch
+    from peft import get_peft_model
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+    method_settings = getattr(work.settings.methods, method)
+    model = get_peft_model(_peer_model(work, method, torch.bfloat16), _lora(work, dropout))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model=model,
+            args=TrainingArguments(**_common(work, method_settings, folder), bf16=True, **config),
+            train_dataset=work.train,
+            data_collator=DataCollatorForSeq2Seq(work.tokenizer),
+            processing_class=work.tokenizer,
+        )
+        return _run(trainer, work)
+
+
+def _peer_model(work: Work, method: str, dtype):
+    from finetune import models
+
+    return models.load_base(work.base, dtype, work.settings.quantization if method == "qlora" else None)
+
+
+def _lora(work: Work, dropout: float):
+    from peft import LoraConfig
+
+    lora = work.settings.lora
+    return LoraConfig(
+        task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, lora_dropout=dropout, target_modules="all-linear"
+    )
+
+
+def _common(work: Work, method: params.Method, folder: str) -> dict:
+    """Settings in which all peers are given what ours has."""
+    from finetune import hardware
+
+    train = work.settings.train
+    return dict(
+        output_dir=folder,
+        num_train_epochs=1,
+        learning_rate=method.learning_rate,
+        per_device_train_batch_size=train.batch_size,
+        gradient_accumulation_steps=1,
+        lr_scheduler_type=train.scheduler,
+        warmup_steps=train.warmup,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        seed=0,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=hardware.device().type == "cpu",
+    )
+
+
+def _run(trainer, work: Work) -> Result:
+    from transformers import PrinterCallback
+
+    from finetune import batches, loss
+
+    trainer.remove_callback(PrinterCallback)
+    started = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - started
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    with trainer.accelerator.autocast():
+        held_out = loss.mean_loss(trainer.model, batches.in_length_order(work.held_out, work.tokenizer, 4))
+    return Result(seconds, losses, held_out)
+
+
+BEST = dict(gradient_checkpointing=False, train_sampling_strategy="group_by_length", optim="adamw_torch_fused")
+"""What made TRL fastest here: no activation checkpointing, and batches of like length."""
+
+CONTENDERS = {
+    "ours qlora": lambda work, gauge: ours(work, "qlora", gauge),
+    "ours lora": lambda work, gauge: ours(work, "lora", gauge),
+    "ours full": lambda work, gauge: ours(work, "full", gauge),
+    "trl qlora": lambda work, gauge: trl(work, "qlora", gauge),
+    "trl qlora tuned": lambda work, gauge: trl(work, "qlora", gauge, dropout=0.0, **BEST),
+    "trl full": lambda work, gauge: trl(work, "full", gauge),
+    "trl full tuned": lambda work, gauge: trl(work, "full", gauge, **BEST),
+    "plain qlora": lambda work, gauge: plain(work, "qlora", gauge),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=list(CONTENDERS))
+    parser.add_argument("--records", type=int, default=64, help="training records, each seen once (default: 64)")
+    parser.add_argument("--max_length", type=int, default=256, help="tokens of a record at most (default: 256)")
+    args = parser.parse_args()
+
+    from finetune import meter, models, training  # noqa: F401  (imported before the memory baseline is taken)
+
+    if args.name.startswith("trl"):
+        import trl  # noqa: F401
+
+    import bitsandbytes  # noqa: F401
+
+    work = prepare(args.records, args.max_length)
+    gauge = meter.Meter().start()
+    floor = gauge.process_gb()
+    result = CONTENDERS[args.name](work, gauge)
+    gauge.stop()
+    tokens = sum(map(len, work.train["input_ids"]))
+    print(
+        json.dumps(
+            {
+                "name": args.name,
+                "tokens": tokens,
+                "seconds": round(result.seconds, 2),
+                "tokens_per_second": round(tokens / result.seconds, 1),
+                "import_gb": round(floor, 3),
+                "peak_process_gb": round(meter.peak_process_gb(), 3),
+                "peak_device_gb": round(gauge.peak_device_gb(), 3),
+                "losses": [round(value, 4) for value in result.losses],
+                "held_out_loss": round(result.held_out_loss, 4),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
