@@ -5,7 +5,8 @@ from transformers import DataCollatorForSeq2Seq
 
 
 def collator(tokenizer) -> DataCollatorForSeq2Seq:
-    """Pads input_ids, attention_mask and labels of a batch to its longest sequence."""
+    """Pads input_ids, attention_mask and labels of a batch on the right, to its longest sequence."""
+    tokenizer.padding_side = "right"
     return DataCollatorForSeq2Seq(tokenizer, padding=True)
 
 

@@ -1,40 +1,110 @@
-"""Cross-entropy over the response tokens only, without ever making logits for the prompt or the padding."""
+"""Cross-entropy over the response tokens only, a few rows of logits at a time.
+
+The logits of a batch are the largest tensor of a small model's step: batch x length x vocabulary. Here the head sees
+only the positions before a labelled token, in chunks, and each chunk's gradient is taken while its logits are at hand
+(as in Liger Kernel, Hsu et al. 2024, section 3.2), so neither logits nor their gradient are ever held in full.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch.nn import functional
+from torch.nn.functional import linear
 
+from finetune.errors import UserError
 from finetune.prompts import IGNORE
+
+CHUNK_BYTES = 32 * 2**20
+"""fp32 logits held at a time."""
+
+_UNKNOWN = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Config keys of models that change their logits after the head."""
 
 
 def response_loss(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Summed cross-entropy (nats, fp32 scalar) of the labelled tokens.
 
-    `batch` holds input_ids, attention_mask and labels, each of shape (sequences, length). Equal to
-    the model's own loss, summed instead of averaged; the language-model head sees only the
-    positions before a labelled token.
+    `batch` holds input_ids and labels, each of shape (sequences, length), padded on the right. Under
+    causal attention no labelled token sees the padding after it, so no mask is passed, and attention
+    takes its faster causal path. Equal to the model's own loss, summed instead of averaged. Raises
+    UserError for a model that scales its logits after the head.
     """
+    changed = [key for key in _UNKNOWN if getattr(model.config, key, None) not in (None, 1.0)]
+    if changed:
+        raise UserError(f"model.source: this model has {changed[0]}, which the loss here doesn't know; choose another")
     targets = batch["labels"][:, 1:]
     labelled = targets != IGNORE
-    with _head_sees(model, functional.pad(labelled, (0, 1))):
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-    return functional.cross_entropy(logits.float().flatten(0, -2), targets[labelled], reduction="sum")
+    with _head_input(model) as seen:
+        model(input_ids=batch["input_ids"], use_cache=False)
+    head = model.get_output_embeddings()
+    hidden = seen[0][:, :-1][labelled]
+    return _ChunkedCrossEntropy.apply(hidden, head.weight, head.bias, targets[labelled], torch.is_grad_enabled())
 
 
 @contextmanager
-def _head_sees(model, positions: torch.Tensor) -> Iterator[None]:
-    """Narrow the head's input from (sequences, length, width) to (positions, width) while the block runs.
+def _head_input(model) -> Iterator[list[torch.Tensor]]:
+    """Collect what the head is given, (sequences, length, width), while it is spared all but one position."""
+    seen = []
 
-    A hook on the head keeps whatever the model does to logits afterwards (scaling, soft-capping).
-    """
-    head = model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda module, inputs: (inputs[0][positions],))
+    def narrow(module, inputs):
+        seen.append(inputs[0])
+        return (inputs[0][:1, :1],)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(narrow)
     try:
-        yield
+        yield seen
     finally:
         handle.remove()
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy of `targets` (rows) under the logits of `hidden` (rows, width) and a head (vocabulary, width)."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, learning):
+        dtype = torch.get_autocast_dtype(hidden.device.type) if _autocast(hidden) else hidden.dtype
+        rows = max(1, CHUNK_BYTES // (4 * len(weight)))
+        needs_hidden, needs_weight, needs_bias = (learning and needed for needed in ctx.needs_input_grad[:3])
+        d_hidden = torch.empty_like(hidden, dtype=dtype) if needs_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        d_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
+        matrix = weight.to(dtype)
+        total = torch.zeros((), device=hidden.device, dtype=torch.float64)
+        for start in range(0, len(hidden), rows):
+            part, target = hidden[start : start + rows].to(dtype), targets[start : start + rows, None]
+            logits = linear(part, matrix, None if bias is None else bias.to(dtype)).float()
+            normaliser = logits.logsumexp(-1, keepdim=True)
+            total += (normaliser - logits.gather(1, target)).sum()
+            if not (needs_hidden or needs_weight):
+                continue
+            gradient = logits.sub_(normaliser).exp_()
+            gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
+            if needs_bias:
+                d_bias += gradient.sum(0)
+            gradient = gradient.to(dtype)
+            if needs_hidden:
+                d_hidden[start : start + rows] = gradient @ matrix
+            if needs_weight:
+                d_weight += gradient.t() @ part
+        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        ctx.dtypes = hidden.dtype, weight.dtype
+        return total.float()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        d_hidden, d_weight, d_bias = ctx.saved_tensors
+        hidden_dtype, weight_dtype = ctx.dtypes
+        return (
+            None if d_hidden is None else d_hidden.to(hidden_dtype).mul_(gradient),
+            None if d_weight is None else d_weight.to(weight_dtype).mul_(gradient),
+            None if d_bias is None else d_bias.to(weight_dtype).mul_(gradient),
+            None,
+            None,
+        )
+
+
+def _autocast(tensor: torch.Tensor) -> bool:
+    return torch.is_autocast_enabled(tensor.device.type)
 
 
 @torch.no_grad()

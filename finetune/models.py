@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from finetune import params
 from finetune.errors import UserError
+from finetune.fused_lora import fuse
 from finetune.hardware import compute_dtype, device
 
 
@@ -48,9 +49,11 @@ def trainable(folder, method: str, lora: params.Lora, quantization: params.Quant
     if method == "qlora":
         _keep_differentiable(base)
     try:
-        return get_peft_model(base, config)
+        model = get_peft_model(base, config)
     except ValueError as error:
         raise UserError(f"lora.target_modules: {str(error).splitlines()[0]}") from None
+    fuse(model, keep_dequantized=quantization.keep_dequantized)
+    return model
 
 
 def _keep_differentiable(model) -> None:
@@ -73,7 +76,9 @@ def load_tuned(folder, facts: dict, base=None) -> PreTrainedModel | PeftModel:
         return load_base(folder, compute_dtype())
     quantization = params.Quantization(**facts["quantization"]) if facts["method"] == "qlora" else None
     model = load_base(base or facts["base"], compute_dtype(), quantization)
-    return PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
+    tuned = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
+    fuse(tuned, keep_dequantized=quantization is not None and quantization.keep_dequantized)
+    return tuned
 
 
 def parameter_counts(model) -> tuple[int, int]:

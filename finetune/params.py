@@ -48,6 +48,7 @@ class Lora:
 class Quantization:
     type: str = _choice("nf4", "fp4")
     double_quant: bool
+    keep_dequantized: bool
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from finetune import loss
+from finetune.errors import UserError
 
 IGNORE = -100
 
@@ -43,11 +44,23 @@ def test_equals_the_models_own_loss_and_gradients(model):
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-7, msg=name)
 
 
-def test_the_head_never_sees_prompt_or_padding(model):
-    inputs, seen = batch(model.config.vocab_size), []
-    model.get_output_embeddings().register_forward_hook(lambda module, args, out: seen.append(out.shape[0]))
-    loss.response_loss(model, inputs)
-    assert seen == [int((inputs["labels"][:, 1:] != IGNORE).sum())]
+def test_chunks_of_any_size_give_the_same(model, monkeypatch):
+    inputs, found = batch(model.config.vocab_size), []
+    for rows in (1, 4, 1000):
+        monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * model.config.vocab_size * rows)
+        model.zero_grad()
+        value = loss.response_loss(model, inputs)
+        value.backward()
+        found.append((value, model.get_output_embeddings().weight.grad.clone()))
+    for value, gradient in found[1:]:
+        torch.testing.assert_close(value, found[0][0])
+        torch.testing.assert_close(gradient, found[0][1])
+
+
+def test_a_model_that_scales_its_logits_is_refused(model):
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(UserError, match="final_logit_softcapping"):
+        loss.response_loss(model, batch(model.config.vocab_size))
 
 
 def test_mean_over_batches_counts_every_token_once(model):

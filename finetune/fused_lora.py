@@ -1,0 +1,91 @@
+"""LoRA's linear layers as one autograd step, without the copies that the layer-by-layer form makes.
+
+A LoRA layer (Hu et al. 2021, section 4.1) computes y = x Wᵀ + b + s (x Aᵀ) Bᵀ with W frozen and s = alpha / r. Written
+as modules it holds three results as large as y and casts x on the way. Here the update is added in place, and x
+and x Aᵀ are all that is kept for the backward pass:
+
+    dB = s gᵀ (x Aᵀ)        dA = s (g B)ᵀ x        dx = g W + s (g B) A
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
+
+
+def fuse(model, *, keep_dequantized: bool) -> None:
+    """Give every plain LoRA layer of a peft `model` the fused step. A layer with dropout, DoRA or biases is left alone.
+
+    With `keep_dequantized` a 4-bit base weight is de-quantised once, here, and kept in the dtype of its products:
+    2 bytes a parameter instead of a half. Else it is de-quantised at each use, twice a step.
+    """
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer) and _is_plain(layer):
+            layer.forward = partial(_forward, layer, _frozen_weight(layer.get_base_layer(), keep_dequantized))
+
+
+def _is_plain(layer: LoraLayer) -> bool:
+    (name,) = layer.active_adapters
+    return (
+        name in layer.lora_A
+        and isinstance(layer.lora_dropout[name], torch.nn.Identity)
+        and not layer.use_dora[name]
+        and not layer.lora_bias[name]
+    )
+
+
+def _frozen_weight(base: torch.nn.Module, keep_dequantized: bool) -> Callable[[], torch.Tensor]:
+    """What gives the matrix W, of shape (out, in), of a Linear, Conv1D or 4-bit layer."""
+    if getattr(base.weight, "quant_state", None) is None:
+        weight = base.weight.data.t() if isinstance(base, Conv1D) else base.weight.data
+        return lambda: weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    dequantize = partial(dequantize_4bit, base.weight.data, base.weight.quant_state)
+    if not keep_dequantized:
+        return dequantize
+    weight = dequantize()
+    return lambda: weight
+
+
+def _forward(layer: LoraLayer, weight: Callable[[], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    (name,) = layer.active_adapters
+    return _LoraLinear.apply(
+        x,
+        weight,
+        layer.get_base_layer().bias,
+        layer.lora_A[name].weight,
+        layer.lora_B[name].weight,
+        layer.scaling[name],
+    )
+
+
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, a, b, scale):
+        matrix = weight()
+        rows = x.reshape(-1, x.shape[-1]).to(matrix.dtype)
+        down, up = a.to(matrix.dtype), (b * scale).to(matrix.dtype)
+        y = linear(rows, matrix, bias)
+        squeezed = rows @ down.t()
+        y.addmm_(squeezed, up.t())
+        ctx.save_for_backward(rows, squeezed, down, up)
+        ctx.weight, ctx.scale, ctx.dtypes = weight, scale, (x.dtype, a.dtype)
+        ctx.shape = x.shape
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        rows, squeezed, down, up = ctx.saved_tensors
+        x_dtype, adapter_dtype = ctx.dtypes
+        gradient = gradient.reshape(-1, gradient.shape[-1])
+        through_up = gradient @ up
+        d_a = (through_up.t() @ rows).to(adapter_dtype)
+        d_b = (gradient.t() @ squeezed).to(adapter_dtype).mul_(ctx.scale)
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = (gradient @ ctx.weight()).addmm_(through_up, down).view(ctx.shape).to(x_dtype)
+        return d_x, None, None, d_a, d_b, None
