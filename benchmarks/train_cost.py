@@ -31,6 +31,8 @@ def main() -> None:
     parser.add_argument("--max_length", default="256", help="tokens of a record at most (default: 256)")
     parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS), metavar="NAME")
     args = parser.parse_args()
+    if args.rounds < 1:
+        raise UserError(f"--rounds: must be at least 1, got {args.rounds}")
 
     runs = []
     for turn in range(args.rounds):
