@@ -69,13 +69,15 @@ def drafts_in(folder: Path) -> list[Path]:
 
 
 def clone_of_the_working_tree(folder: Path) -> Path:
-    """Clone this repository to `folder`, with what is uncommitted, without dvc.lock."""
-    subprocess.run(["git", "clone", "--quiet", ROOT, folder], check=True)
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True).stdout.split("\0")[:-1]:
-        if (ROOT / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes((ROOT / name).read_bytes())
+    """A Git repository in `folder` with this one's files, uncommitted ones too, without dvc.lock.
+
+    Works from any checkout: another user's, or one without its .git.
+    """
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t", f"--git-dir={folder / '.git'}"]
+    subprocess.run(["git", "init", "--quiet", folder], check=True)
+    subprocess.run([*git, f"--work-tree={ROOT}", "add", "--all"], cwd=ROOT, check=True)
+    subprocess.run([*git, "commit", "--quiet", "--message", "working tree"], cwd=folder, check=True)
+    subprocess.run([*git, f"--work-tree={folder}", "reset", "--quiet", "--hard"], cwd=folder, check=True)
     (folder / "dvc.lock").unlink(missing_ok=True)
     return folder
 
