@@ -169,7 +169,7 @@ def _run(trainer, work: Work) -> Result:
     seconds = time.perf_counter() - started
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     with trainer.accelerator.autocast():
-        held_out = loss.mean_loss(trainer.model, batches.in_length_order(work.held_out, work.tokenizer, 4))
+        held_out = loss.mean_loss(trainer.model, batches.in_order(work.held_out, 4))
     return Result(seconds, losses, held_out)
 
 

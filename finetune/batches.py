@@ -1,18 +1,60 @@
-"""Padded batches of a prepared split."""
+"""Batches of a prepared split: sequences of unlike length end to end in one row, without padding between them."""
 
+from collections.abc import Iterator
+from itertools import accumulate, chain
+
+import torch
+from torch.nn.functional import pad
 from torch.utils.data import DataLoader
-from transformers import DataCollatorForSeq2Seq
+
+from finetune.attention import ROUND
+from finetune.prompts import IGNORE
+
+Batch = dict[str, torch.Tensor]
+"""input_ids, labels, position_ids: (1, tokens); lengths: (sequences)."""
 
 
-def collator(tokenizer) -> DataCollatorForSeq2Seq:
-    """Pads input_ids, attention_mask and labels of a batch on the right, to its longest sequence."""
-    tokenizer.padding_side = "right"
-    return DataCollatorForSeq2Seq(tokenizer, padding=True)
+def pack(rows: list[dict]) -> Batch:
+    """The `rows` (input_ids, labels) end to end.
+
+    Positions start at 0 in each sequence. A sequence's first token is never a target: it would be
+    predicted from the sequence before.
+    """
+    lengths = [len(row["input_ids"]) for row in rows]
+    labels = torch.tensor(list(chain.from_iterable(row["labels"] for row in rows)))
+    labels[[0, *accumulate(lengths[:-1])]] = IGNORE
+    return {
+        "input_ids": torch.tensor([list(chain.from_iterable(row["input_ids"] for row in rows))]),
+        "labels": labels[None],
+        "position_ids": torch.tensor([list(chain.from_iterable(map(range, lengths)))]),
+        "lengths": torch.tensor(lengths),
+    }
 
 
-def in_length_order(rows, tokenizer, batch_size: int) -> DataLoader:
-    """Padded batches of `rows` for `mean_loss`, sequences of like length together."""
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]["input_ids"]))
-    return DataLoader(
-        rows.select(order).select_columns(["input_ids", "labels"]), batch_size, collate_fn=collator(tokenizer)
-    )
+def passes(batch: Batch, tokens: int) -> Iterator[Batch]:
+    """`batch` in parts of whole sequences that go through the model one by one.
+
+    A part has at most `tokens` tokens, unless a single sequence is longer, and is filled up to a
+    multiple of `ROUND` with a sequence that has no targets.
+    """
+    groups: list[list[int]] = []
+    for length in batch["lengths"].tolist():
+        if groups and sum(groups[-1]) + length <= tokens:
+            groups[-1].append(length)
+        else:
+            groups.append([length])
+    end = 0
+    for group in groups:
+        start, end = end, end + sum(group)
+        yield _filled({key: batch[key][:, start:end] for key in ("input_ids", "labels", "position_ids")}, group)
+
+
+def _filled(rows: Batch, lengths: list[int]) -> Batch:
+    spare = -sum(lengths) % ROUND
+    filled = {key: pad(value, (0, spare), value=IGNORE if key == "labels" else 0) for key, value in rows.items()}
+    return filled | {"lengths": torch.tensor([*lengths, spare] if spare else lengths)}
+
+
+def in_order(rows, batch_size: int) -> DataLoader:
+    """Packed batches of `rows`, in their order."""
+    return DataLoader(rows.select_columns(["input_ids", "labels"]), batch_size, collate_fn=pack)

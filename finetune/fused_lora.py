@@ -1,8 +1,8 @@
 """LoRA's linear layers as one autograd step, without the copies that the layer-by-layer form makes.
 
 A LoRA layer (Hu et al. 2021, section 4.1) computes y = x Wᵀ + b + s (x Aᵀ) Bᵀ with W frozen and s = alpha / r. Written
-as modules it holds three results as large as y and casts x on the way. Here the update is added in place, and x
-and x Aᵀ are all that is kept for the backward pass:
+as modules it holds three results as large as y and casts x on the way. Here the update is added in place, and x (or how
+to make it again) and x Aᵀ are all that is kept for the backward pass:
 
     dB = s gᵀ (x Aᵀ)        dA = s (g B)ᵀ x        dx = g W + s (g B) A
 """
@@ -14,6 +14,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
+
+from finetune.lean_layers import linear_input
 
 
 def fuse(model, *, keep_dequantized: bool) -> None:
@@ -48,6 +50,7 @@ def _frozen_weight(base: torch.nn.Module, keep_dequantized: bool) -> Callable[[]
     if not keep_dequantized:
         return dequantize
     weight = dequantize()
+    base.weight.data = weight.new_empty(0, dtype=base.weight.dtype)
     return lambda: weight
 
 
@@ -67,21 +70,22 @@ class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, a, b, scale):
         matrix = weight()
-        rows = x.reshape(-1, x.shape[-1]).to(matrix.dtype)
+        rows, recipe = linear_input(x, matrix.dtype)
         down, up = a.to(matrix.dtype), (b * scale).to(matrix.dtype)
         y = linear(rows, matrix, bias)
         squeezed = rows @ down.t()
         y.addmm_(squeezed, up.t())
-        ctx.save_for_backward(rows, squeezed, down, up)
-        ctx.weight, ctx.scale, ctx.dtypes = weight, scale, (x.dtype, a.dtype)
-        ctx.shape = x.shape
+        ctx.save_for_backward(squeezed, down, up, *recipe.tensors)
+        ctx.weight, ctx.remake, ctx.scale = weight, recipe.used(), scale
+        ctx.shape, ctx.dtypes = x.shape, (x.dtype, a.dtype)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     def backward(ctx, gradient):
-        rows, squeezed, down, up = ctx.saved_tensors
+        squeezed, down, up, *kept = ctx.saved_tensors
         x_dtype, adapter_dtype = ctx.dtypes
         gradient = gradient.reshape(-1, gradient.shape[-1])
+        rows = ctx.remake(*kept).reshape(len(gradient), -1).to(gradient.dtype)
         through_up = gradient @ up
         d_a = (through_up.t() @ rows).to(adapter_dtype)
         d_b = (gradient.t() @ squeezed).to(adapter_dtype).mul_(ctx.scale)

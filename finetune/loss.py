@@ -5,29 +5,30 @@ only the positions before a labelled token, in chunks, and each chunk's gradient
 (as in Liger Kernel, Hsu et al. 2024, section 3.2), so neither logits nor their gradient are ever held in full.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch.nn.functional import linear
 
+from finetune.attention import mask_of
+from finetune.batches import Batch, passes
 from finetune.errors import UserError
 from finetune.prompts import IGNORE
 
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 16 * 2**20
 """fp32 logits held at a time."""
 
 _UNKNOWN = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 """Config keys of models that change their logits after the head."""
 
 
-def response_loss(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def response_loss(model, batch: Batch) -> torch.Tensor:
     """Summed cross-entropy (nats, fp32 scalar) of the labelled tokens.
 
-    `batch` holds input_ids and labels, each of shape (sequences, length), padded on the right. Under
-    causal attention no labelled token sees the padding after it, so no mask is passed, and attention
-    takes its faster causal path. Equal to the model's own loss, summed instead of averaged. Raises
-    UserError for a model that scales its logits after the head.
+    `batch` is packed, of one pass. Equal to the model's own
+    loss on each sequence alone, summed instead of averaged. Raises UserError for a model that scales
+    its logits after the head.
     """
     changed = [key for key in _UNKNOWN if getattr(model.config, key, None) not in (None, 1.0)]
     if changed:
@@ -35,7 +36,12 @@ def response_loss(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     targets = batch["labels"][:, 1:]
     labelled = targets != IGNORE
     with _head_input(model) as seen:
-        model(input_ids=batch["input_ids"], use_cache=False)
+        model(
+            input_ids=batch["input_ids"],
+            position_ids=batch["position_ids"],
+            attention_mask=mask_of(batch["lengths"]),
+            use_cache=False,
+        )
     head = model.get_output_embeddings()
     hidden = seen[0][:, :-1][labelled]
     return _ChunkedCrossEntropy.apply(hidden, head.weight, head.bias, targets[labelled], torch.is_grad_enabled())
@@ -43,12 +49,12 @@ def response_loss(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 @contextmanager
 def _head_input(model) -> Iterator[list[torch.Tensor]]:
-    """Collect what the head is given, (sequences, length, width), while it is spared all but one position."""
+    """Collect what the head is given, (1, tokens, width), while it is spared all positions."""
     seen = []
 
     def narrow(module, inputs):
         seen.append(inputs[0])
-        return (inputs[0][:1, :1],)
+        return (inputs[0][0, :0],)
 
     handle = model.get_output_embeddings().register_forward_pre_hook(narrow)
     try:
@@ -108,12 +114,18 @@ def _autocast(tensor: torch.Tensor) -> bool:
 
 
 @torch.no_grad()
-def mean_loss(model, batches) -> float:
-    """Mean cross-entropy per response token (nats) over all `batches`, each token counting the same."""
+def mean_loss(model, batches: Iterable[Batch]) -> float:
+    """Mean cross-entropy per response token (nats) over all packed `batches`, each token counting the same."""
     model.eval()
     total, tokens = 0.0, 0
     for batch in batches:
-        batch = {key: value.to(model.device) for key, value in batch.items()}
-        total += response_loss(model, batch).item()
-        tokens += int((batch["labels"][:, 1:] != IGNORE).sum())
+        for part in passes(batch, sum(batch["lengths"])):
+            part = {key: value.to(model.device) for key, value in part.items()}
+            total += response_loss(model, part).item()
+        tokens += target_count(batch)
     return total / tokens
+
+
+def target_count(batch: Batch) -> int:
+    """Labelled tokens of a packed batch."""
+    return int((batch["labels"][:, 1:] != IGNORE).sum())

@@ -4,10 +4,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from finetune import params
+from finetune import attention, params
 from finetune.errors import UserError
 from finetune.fused_lora import fuse
 from finetune.hardware import compute_dtype, device
+from finetune.lean_layers import slim
 
 
 def load_base(folder, dtype: torch.dtype, quantization: params.Quantization | None = None) -> PreTrainedModel:
@@ -24,19 +25,28 @@ def load_base(folder, dtype: torch.dtype, quantization: params.Quantization | No
     )
     try:
         return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, quantization_config=bits, device_map={"": device()}, local_files_only=True
+            folder,
+            dtype=dtype,
+            quantization_config=bits,
+            device_map={"": device()},
+            attn_implementation=attention.NAME,
+            local_files_only=True,
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: no causal language model can be loaded: {str(error).splitlines()[0]}") from None
 
 
 def trainable(folder, method: str, lora: params.Lora, quantization: params.Quantization) -> PreTrainedModel | PeftModel:
-    """The model that `method` trains: 'full' (fp32 weights), 'lora' or 'qlora' (frozen base, fp32 adapters).
+    """The model that `method` trains: 'full' (all weights), 'lora' or 'qlora' (frozen base, fp32 adapters).
 
-    Trained weights are fp32 because AdamW's small steps are lost in the 8 bits of a bf16 mantissa.
+    AdamW's small steps are lost in the 8 bits of a bf16 mantissa: adapters are fp32, and for bf16
+    weights `SplitAdamW` keeps the rest. fp16 weights can't be kept so; they are trained as fp32.
     """
     if method == "full":
-        return load_base(folder, torch.float32)
+        model = load_base(folder, torch.bfloat16 if compute_dtype() == torch.bfloat16 else torch.float32)
+        _copy_from_file(model)
+        slim(model)
+        return model
     base = load_base(folder, compute_dtype(), quantization if method == "qlora" else None)
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -52,8 +62,17 @@ def trainable(folder, method: str, lora: params.Lora, quantization: params.Quant
         model = get_peft_model(base, config)
     except ValueError as error:
         raise UserError(f"lora.target_modules: {str(error).splitlines()[0]}") from None
+    _copy_from_file(base)
     fuse(model, keep_dequantized=quantization.keep_dequantized)
+    slim(model)
     return model
+
+
+def _copy_from_file(model) -> None:
+    """Weights that aren't quantised are views of the mapped file, which stays in memory as a whole while one of them lives."""
+    for parameter in model.parameters():
+        if getattr(parameter, "quant_state", None) is None:
+            parameter.data = parameter.data.clone()
 
 
 def _keep_differentiable(model) -> None:

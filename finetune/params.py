@@ -55,8 +55,9 @@ class Quantization:
 class Train:
     batch_size: int = _number(1)
     gradient_accumulation: int = _number(1)
-    group_by_length: bool
+    tokens_per_pass: int = _number(1)
     gradient_checkpointing: bool
+    spare_memory: bool
     scheduler: str = _choice("linear", "cosine", "constant_with_warmup")
     warmup: float = _number(0, 0.99)
     weight_decay: float = _number(0)

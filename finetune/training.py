@@ -11,12 +11,13 @@ from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from finetune import params
-from finetune.batches import collator, in_length_order
+from finetune import allocator, params
+from finetune.batches import Batch, in_order, pack, passes
 from finetune.errors import UserError
 from finetune.hardware import compute_dtype, device
 from finetune.loss import mean_loss, response_loss
 from finetune.meter import Meter
+from finetune.optimizer import SplitAdamW
 
 Log = Callable[[int, dict[str, float]], None]
 """Called with the optimizer step and its values."""
@@ -54,17 +55,19 @@ def train(
     """
     columns = ["input_ids", "labels"]
     book = _Book(meter, log)
+    allocator.prepare(model, spare=settings.spare_memory)
     with tempfile.TemporaryDirectory() as scratch, _lean_adapters(model):
         trainer = _ResponseTrainer(
             model=model,
             args=_arguments(settings, method, seed, scratch),
             train_dataset=splits["train"].select_columns(columns),
             eval_dataset=splits["validation"].select_columns(columns),
-            data_collator=collator(tokenizer),
+            data_collator=pack,
             processing_class=tokenizer,
             callbacks=[book],
+            optimizer_cls_and_kwargs=(SplitAdamW, {"lr": method.learning_rate, "weight_decay": settings.weight_decay}),
         )
-        trainer.book = book
+        trainer.book, trainer.tokens_per_pass = book, settings.tokens_per_pass
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return book.outcome(trainer.state)
@@ -79,12 +82,10 @@ def _arguments(settings: params.Train, method: params.Method, seed: int, folder:
         per_device_eval_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
         gradient_checkpointing=settings.gradient_checkpointing,
-        train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
         lr_scheduler_type=settings.scheduler,
         warmup_steps=settings.warmup,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        optim="adamw_torch_fused",
         bf16=compute_dtype() == torch.bfloat16,
         fp16=compute_dtype() == torch.float16,
         use_cpu=device().type == "cpu",
@@ -111,17 +112,26 @@ class _ResponseTrainer(Trainer):
     """Trainer whose losses are means over response tokens: over the accumulated batch, and over the whole split."""
 
     book: "_Book"
+    tokens_per_pass: int
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True  # makes Trainer count the labels of the accumulated batch
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        model.train()
         self.book.count(inputs)
-        return response_loss(model, inputs) / num_items_in_batch
+        total = torch.zeros((), device=self.args.device)
+        for part in passes(inputs, self.tokens_per_pass):
+            part = self._prepare_inputs(part)
+            with self.compute_loss_context_manager():
+                loss = response_loss(model, part) / num_items_in_batch
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        loader = in_length_order(self.eval_dataset, self.processing_class, self.args.per_device_eval_batch_size)
+        loader = in_order(self.eval_dataset, self.args.per_device_eval_batch_size)
         with self.book.paused():
             with self.accelerator.autocast():
                 loss = mean_loss(self.model, loader)
@@ -147,9 +157,9 @@ class _Book(TrainerCallback):
         self.validating = 0.0
         self.started = None
 
-    def count(self, inputs: dict[str, torch.Tensor]) -> None:
-        self.tokens += int(inputs["attention_mask"].sum())
-        self.samples += len(inputs["input_ids"])
+    def count(self, batch: Batch) -> None:
+        self.tokens += int(batch["lengths"].sum())
+        self.samples += len(batch["lengths"])
 
     @contextlib.contextmanager
     def paused(self):

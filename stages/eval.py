@@ -39,7 +39,7 @@ def main() -> None:
         model = models.load_tuned(args.ckpt, facts, args.model_name)
     test = dataset.load(prepared, tokenizer)[0]["test"]
 
-    test_loss = loss.mean_loss(model, batches.in_length_order(test, tokenizer, p.eval.batch_size))
+    test_loss = loss.mean_loss(model, batches.in_order(test, p.eval.batch_size))
     answers = generation.generate(
         model,
         tokenizer,

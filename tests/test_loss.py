@@ -2,50 +2,82 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-from finetune import loss
+from finetune import lean_layers, loss, models
+from finetune.batches import pack, passes
 from finetune.errors import UserError
 
 IGNORE = -100
 
 
-def batch(vocabulary: int) -> dict[str, torch.Tensor]:
-    """Three sequences of unlike length, prompts and padding masked."""
-    torch.manual_seed(0)
-    ids = torch.randint(1, vocabulary, (3, 12))
-    labels = ids.clone()
-    attention = torch.ones_like(ids)
-    for row, (prompt, length) in enumerate([(4, 12), (1, 9), (6, 7)]):
-        labels[row, :prompt] = IGNORE
-        labels[row, length:] = IGNORE
-        attention[row, length:] = 0
-    return {"input_ids": ids, "attention_mask": attention, "labels": labels}
+def rows(vocabulary: int) -> list[dict[str, list[int]]]:
+    """Four sequences of unlike length, prompts masked."""
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for prompt, length in [(4, 12), (0, 9), (6, 7), (30, 90)]:
+        ids = torch.randint(1, vocabulary, (length,), generator=generator).tolist()
+        made.append({"input_ids": ids, "labels": [IGNORE] * prompt + ids[prompt:]})
+    return made
+
+
+def one_pass(vocabulary: int):
+    return next(passes(pack(rows(vocabulary)), 1000))
 
 
 @pytest.fixture(params=["llama", "gpt2"])
 def model(request, tiny_models):
-    return AutoModelForCausalLM.from_pretrained(tiny_models[request.param], dtype=torch.float32).eval()
+    return models.load_base(tiny_models[request.param], torch.float32).eval()
 
 
-def test_equals_the_models_own_loss_and_gradients(model):
-    inputs = batch(model.config.vocab_size)
-    targets = int((inputs["labels"][:, 1:] != IGNORE).sum())
+def plain_loss(model) -> torch.Tensor:
+    """Mean over targets of the model's own losses, each sequence alone."""
+    total, targets = 0.0, 0
+    for row in rows(model.config.vocab_size):
+        ids, labels = (torch.tensor([row[key]]) for key in ("input_ids", "labels"))
+        count = int((labels[:, 1:] != IGNORE).sum())
+        total += model(input_ids=ids, labels=labels).loss * count
+        targets += count
+    return total / targets
 
-    model(**inputs).loss.backward()
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("tokens", [30, 1000])
+def test_equals_the_models_own_loss_and_gradients(model, tokens, lean, checkpointing):
+    expected_loss = plain_loss(model)
+    expected_loss.backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
-    expected_loss = model(**inputs).loss.item()
     model.zero_grad()
-    ours = loss.response_loss(model, inputs) / targets
-    ours.backward()
 
-    assert ours.item() == pytest.approx(expected_loss, rel=1e-6)
+    if lean:
+        lean_layers.slim(model)
+    if checkpointing:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):  # GPT-2's own
+                module.p = 0.0
+        model.gradient_checkpointing_enable()
+        model.train()
+    batch = pack(rows(model.config.vocab_size))
+    total = 0.0
+    for part in passes(batch, tokens):
+        value = loss.response_loss(model, part) / loss.target_count(batch)
+        value.backward()
+        total += value.item()
+
+    assert total == pytest.approx(expected_loss.item(), rel=1e-6)
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-7, msg=name)
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_llama_is_made_lean(tiny_models):
+    model = models.load_base(tiny_models["llama"], torch.bfloat16)
+    lean_layers.slim(model)
+    lean = {type(module).__name__ for module in model.modules() if "forward" in vars(module)}
+    assert lean == {"LlamaRMSNorm", "LlamaMLP", "Linear"}
 
 
 def test_chunks_of_any_size_give_the_same(model, monkeypatch):
-    inputs, found = batch(model.config.vocab_size), []
+    inputs, found = one_pass(model.config.vocab_size), []
     for rows in (1, 4, 1000):
         monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * model.config.vocab_size * rows)
         model.zero_grad()
@@ -60,10 +92,10 @@ def test_chunks_of_any_size_give_the_same(model, monkeypatch):
 def test_a_model_that_scales_its_logits_is_refused(model):
     model.config.final_logit_softcapping = 30.0
     with pytest.raises(UserError, match="final_logit_softcapping"):
-        loss.response_loss(model, batch(model.config.vocab_size))
+        loss.response_loss(model, one_pass(model.config.vocab_size))
 
 
 def test_mean_over_batches_counts_every_token_once(model):
-    inputs = batch(model.config.vocab_size)
-    halves = [{key: value[part] for key, value in inputs.items()} for part in (slice(0, 1), slice(1, 3))]
-    assert loss.mean_loss(model, halves) == pytest.approx(model(**inputs).loss.item(), rel=1e-6)
+    made = rows(model.config.vocab_size)
+    halves = [pack(made[:1]), pack(made[1:])]
+    assert loss.mean_loss(model, halves) == pytest.approx(plain_loss(model).item(), rel=1e-6)

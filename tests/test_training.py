@@ -8,6 +8,7 @@ from helpers import FAST, METHODS, drafts_in, files_in, refusal, stage, write_pa
 from safetensors.torch import load_file
 
 from finetune import checkpoint, hardware, loss, models, params
+from finetune.batches import pack, passes
 
 
 @pytest.fixture
@@ -60,12 +61,12 @@ def test_qlora_holds_nf4_weights_and_adapts_every_linear_layer_but_the_head(tiny
 def test_a_validation_leaves_the_next_gradients_as_they_were(tiny_models, method):
     p = params.load()
     model = models.trainable(tiny_models["llama"], method, p.lora, p.quantization)
-    ids = torch.arange(1, 33).reshape(2, 16)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    ids = list(range(1, 33))
+    batch = pack([{"input_ids": ids[:20], "labels": ids[:20]}, {"input_ids": ids[20:], "labels": ids[20:]}])
 
     def gradients() -> list[torch.Tensor]:
         model.train().zero_grad()
-        loss.response_loss(model, batch).backward()
+        loss.response_loss(model, next(passes(batch, 1000))).backward()
         return [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
 
     before = gradients()
@@ -133,9 +134,12 @@ def test_another_seed_gives_another_adapter_on_the_same_data(workspace, train):
     assert files_in(workspace / "data/prepared") == data
 
 
-def test_gradient_checkpointing_learns_the_same(train):
+@pytest.mark.parametrize(
+    "settings", [{"gradient_checkpointing": True}, {"tokens_per_pass": 1}, {"spare_memory": True}], ids=str
+)
+def test_settings_that_save_memory_learn_the_same(train, settings):
     plain = train("llama", "qlora")
-    saved = train("llama", "qlora", train={"gradient_checkpointing": True})
+    saved = train("llama", "qlora", train=settings)
     assert saved["validation_loss"] == pytest.approx(plain["validation_loss"], abs=0.02)
 
 

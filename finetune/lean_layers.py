@@ -1,0 +1,130 @@
+"""RMSNorm, SiLU-gated MLPs and trained linear layers that keep less for the backward pass than the usual forms.
+
+What a norm or an activation gives out is cheap to make again from what went in, and that is kept anyway. So the
+linear layer behind it keeps a recipe (`remade`) in place of its input. Per token and layer of a Llama this leaves the
+two residuals, q, k, v, the attention's result, and the two halves of the gate.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.functional import linear, silu
+
+from finetune import remade
+
+
+def slim(model) -> None:
+    """Give norms, gated MLPs and trained linear layers of `model` their lean steps, where these compute the same."""
+    dtype = model.get_input_embeddings().weight.dtype
+    for module in model.modules():
+        if type(module) is nn.Linear and module.weight.requires_grad:
+            module.forward = partial(_linear, module)
+        elif hasattr(module, "variance_epsilon"):
+            _replace(module, _rms_norm, module.weight.shape[-1], dtype)
+        elif all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj")):
+            _replace(module, _gated_mlp, module.gate_proj.in_features, dtype)
+
+
+@torch.no_grad()
+def _replace(module: nn.Module, step: Callable, width: int, dtype: torch.dtype) -> None:
+    """Only a test on numbers tells: classes of many models share a name's form and differ in what they compute."""
+    device = next(module.parameters()).device
+    probe = torch.linspace(-2, 3, 4 * width, dtype=dtype, device=device).view(1, 4, width)
+    if torch.equal(step(module, probe), module(probe)):
+        module.forward = partial(step, module)
+
+
+def linear_input(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, remade.Recipe]:
+    """The rows of `x` as a matrix of `dtype`, and how a linear layer gets them again in its backward pass."""
+    rows = x.reshape(-1, x.shape[-1]).to(dtype)
+    recipe = getattr(x, "recipe", None)
+    return rows, remade.Recipe(lambda kept: kept, rows) if recipe is None else recipe
+
+
+def _linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    return _Linear.apply(x, module.weight, module.bias)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        rows, recipe = linear_input(x, _product_dtype(weight))
+        ctx.save_for_backward(weight, *recipe.tensors)
+        ctx.remake, ctx.shape, ctx.dtype, ctx.rows_dtype = recipe.used(), x.shape, x.dtype, rows.dtype
+        y = linear(rows, weight.to(rows.dtype), None if bias is None else bias.to(rows.dtype))
+        return y.view(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        weight, *kept = ctx.saved_tensors
+        gradient = gradient.reshape(-1, gradient.shape[-1]).to(ctx.rows_dtype)
+        rows = ctx.remake(*kept).reshape(len(gradient), -1).to(ctx.rows_dtype)
+        d_x = (gradient @ weight.to(ctx.rows_dtype)).view(ctx.shape).to(ctx.dtype) if ctx.needs_input_grad[0] else None
+        d_weight = (gradient.t() @ rows).to(weight.dtype)
+        d_bias = gradient.sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
+        return d_x, d_weight, d_bias
+
+
+def _product_dtype(weight: torch.Tensor) -> torch.dtype:
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+def _rms_norm(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    y = _RMSNorm.apply(x, module.weight, module.variance_epsilon)
+    return remade.attach(y, partial(_normed, epsilon=module.variance_epsilon), x, module.weight)
+
+
+def _normed(x, weight, epsilon: float) -> torch.Tensor:
+    """x / rms(x) * weight over the last dimension (Zhang & Sennrich 2019, equation 4), in fp32 like transformers'."""
+    return weight * (x.float() * _reciprocal_rms(x, epsilon)).to(x.dtype)
+
+
+def _reciprocal_rms(x, epsilon: float) -> torch.Tensor:
+    return x.float().square_().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, epsilon):
+        ctx.save_for_backward(x, weight)
+        ctx.epsilon = epsilon
+        return _normed(x, weight, epsilon)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        scale = _reciprocal_rms(x, ctx.epsilon)
+        normed = x.float().mul_(scale)
+        d_weight = None
+        if ctx.needs_input_grad[1]:
+            d_weight = (gradient * normed).flatten(0, -2).sum(0).to(weight.dtype)
+        d_normed = (gradient * weight).float()
+        along = (d_normed * normed).mean(-1, keepdim=True)
+        d_x = d_normed.sub_(normed.mul_(along)).mul_(scale).to(x.dtype)
+        return d_x, d_weight, None
+
+
+def _gated_mlp(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    gate, up = module.gate_proj(x), module.up_proj(x)
+    return module.down_proj(remade.attach(_SiluGate.apply(gate, up), _gated, gate, up))
+
+
+def _gated(gate, up) -> torch.Tensor:
+    """silu(gate) * up (SwiGLU, Shazeer 2020, equation 6)."""
+    return silu(gate).mul_(up)
+
+
+class _SiluGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate, up):
+        ctx.save_for_backward(gate, up)
+        return _gated(gate, up)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gate, up = ctx.saved_tensors
+        d_up = silu(gate).mul_(gradient)
+        return torch.ops.aten.silu_backward(gradient * up, gate), d_up

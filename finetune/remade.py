@@ -1,0 +1,39 @@
+"""Activations that are made again for the backward pass rather than kept."""
+
+from collections.abc import Callable
+
+import torch
+
+
+class Recipe:
+    """How to make a tensor again from tensors that are kept anyway: `function(*tensors)`.
+
+    A layer that wants the tensor in its backward pass keeps `tensors`, and calls `remake` with them there.
+    The result is shared by all layers that asked, and dropped after the last.
+    """
+
+    def __init__(self, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> None:
+        self.tensors = tensors
+        self._sharing = _Sharing(function)
+
+    def used(self) -> Callable[..., torch.Tensor]:
+        """`remake` for one more user. It holds no tensor itself, so that autograd decides how long they live."""
+        self._sharing.users += 1
+        return self._sharing.remake
+
+
+class _Sharing:
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+        self.function, self.users, self.made = function, 0, None
+
+    def remake(self, *tensors: torch.Tensor) -> torch.Tensor:
+        made = self.function(*tensors) if self.made is None else self.made
+        self.users -= 1
+        self.made = made if self.users else None
+        return made
+
+
+def attach(tensor: torch.Tensor, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+    """Note on `tensor` how it can be made again."""
+    tensor.recipe = Recipe(function, *(one.detach() for one in tensors))
+    return tensor
