@@ -6,10 +6,12 @@ records once and prints one JSON line with what it cost and what it learnt.
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -29,8 +31,13 @@ class Work:
     settings: params.Params
 
 
-def prepare(records: int, max_length: int) -> Work:
-    """The first `records` of the prepared training split and 16 of the validation split, cut to `max_length` tokens."""
+def prepare(args: argparse.Namespace) -> Work:
+    """The first records of the prepared training split and 16 of the validation split, cut to --max_length tokens.
+
+    With --fill each training sequence is exactly that long: records end to end, every token a target.
+    """
+    from datasets import Dataset
+
     from finetune import dataset, sources, tokenizers
 
     base = sources.base_folder(None)
@@ -39,7 +46,7 @@ def prepare(records: int, max_length: int) -> Work:
 
     def cut(rows, count: int):
         rows = rows.select_columns(["input_ids", "labels"]).map(
-            lambda row: {key: row[key][:max_length] for key in ("input_ids", "labels")}
+            lambda row: {key: row[key][: args.max_length] for key in ("input_ids", "labels")}
         )
         rows = rows.filter(lambda row: any(label != -100 for label in row["labels"]))
         if len(rows) < count:
@@ -48,7 +55,19 @@ def prepare(records: int, max_length: int) -> Work:
             )
         return rows.select(range(count))
 
-    return Work(base, tokenizer, cut(splits["train"], records), cut(splits["validation"], 16), params.load())
+    def filled(rows, count: int):
+        tokens = [token for row in rows["input_ids"] for token in row]
+        parts = [[tokens[(start + n) % len(tokens)] for n in range(args.max_length)] for start in range(count)]
+        return Dataset.from_dict({"input_ids": parts, "labels": parts})
+
+    train = (filled if args.fill else cut)(splits["train"], args.records)
+    p = params.load()
+    settings = replace(
+        p,
+        lora=replace(p.lora, r=args.rank or p.lora.r),
+        train=replace(p.train, batch_size=args.batch_size or p.train.batch_size),
+    )
+    return Work(args.model or base, tokenizer, train, cut(splits["validation"], 16), settings)
 
 
 @dataclass(frozen=True)
@@ -62,13 +81,14 @@ class Result:
     held_out_loss: float
 
 
-def ours(work: Work, method: str, gauge, **train_settings) -> Result:
+def ours(work: Work, method: str, gauge, *, keep_dequantized: bool = True, **train_settings) -> Result:
     """This repository's trainer."""
     from datasets import DatasetDict
 
     from finetune import models, training
 
-    model = models.trainable(work.base, method, work.settings.lora, work.settings.quantization)
+    quantization = replace(work.settings.quantization, keep_dequantized=keep_dequantized)
+    model = models.trainable(work.base, method, work.settings.lora, quantization)
     losses = []
     outcome = training.train(
         model,
@@ -176,9 +196,12 @@ def _run(trainer, work: Work) -> Result:
 BEST = dict(gradient_checkpointing=False, train_sampling_strategy="group_by_length", optim="adamw_torch_fused")
 """What made TRL fastest here: no activation checkpointing, and batches of like length."""
 
+LEAN = dict(keep_dequantized=False, tokens_per_pass=256, spare_memory=True)
+"""Ours at its smallest short of activation checkpointing."""
+
 CONTENDERS = {
     "ours qlora": lambda work, gauge: ours(work, "qlora", gauge),
-    "ours lora": lambda work, gauge: ours(work, "lora", gauge),
+    "ours qlora lean": lambda work, gauge: ours(work, "qlora", gauge, **LEAN),
     "ours full": lambda work, gauge: ours(work, "full", gauge),
     "trl qlora": lambda work, gauge: trl(work, "qlora", gauge),
     "trl qlora tuned": lambda work, gauge: trl(work, "qlora", gauge, dropout=0.0, **BEST),
@@ -188,11 +211,42 @@ CONTENDERS = {
 }
 
 
+def parameters(folder: Path) -> int:
+    """Of the model in `folder`, from its file's header."""
+    from safetensors import safe_open
+
+    with safe_open(next(folder.glob("*.safetensors")), "pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in sorted(file.keys()))
+
+
+def matrix_rate() -> float:
+    """bf16 operations a second that this machine reaches in one of the model's own matrix products, repeated."""
+    import torch
+
+    from finetune import hardware
+
+    x, weight = (torch.randn(rows, 576, device=hardware.device()).bfloat16() for rows in (1024, 1536))
+
+    def run(times: int) -> float:
+        started = time.perf_counter()
+        for _ in range(times):
+            y = torch.nn.functional.linear(x, weight)
+        y.flatten()[0].item()
+        return time.perf_counter() - started
+
+    run(20)
+    return 2 * 1024 * 576 * 1536 * 300 / run(300)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=list(CONTENDERS))
     parser.add_argument("--records", type=int, default=64, help="training records, each seen once (default: 64)")
     parser.add_argument("--max_length", type=int, default=256, help="tokens of a record at most (default: 256)")
+    parser.add_argument("--fill", action="store_true", help="make every sequence exactly --max_length tokens long")
+    parser.add_argument("--batch_size", type=int, help="sequences per batch (default: from params.yaml)")
+    parser.add_argument("--rank", type=int, help="rank of the adapters (default: from params.yaml)")
+    parser.add_argument("--model", type=Path, help="folder of another base model with the same tokenizer")
     args = parser.parse_args()
 
     from finetune import meter, models, training  # noqa: F401  (imported before the memory baseline is taken)
@@ -202,7 +256,7 @@ def main() -> None:
 
     import bitsandbytes  # noqa: F401
 
-    work = prepare(args.records, args.max_length)
+    work = prepare(args)
     gauge = meter.Meter().start()
     floor = gauge.process_gb()
     result = CONTENDERS[args.name](work, gauge)
@@ -213,6 +267,9 @@ def main() -> None:
             {
                 "name": args.name,
                 "tokens": tokens,
+                "parameters": parameters(work.base),
+                "trl": version("trl"),
+                "matrix_gflops": round(matrix_rate() / 1e9, 1),
                 "seconds": round(result.seconds, 2),
                 "tokens_per_second": round(tokens / result.seconds, 1),
                 "import_gb": round(floor, 3),

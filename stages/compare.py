@@ -17,7 +17,7 @@ def main() -> None:
     data = report.comparison(runs or {params.load().method: report.workspace_metrics()})
     if args.readme:
         files.write_json(RESULTS, data)
-        report.put_in_readme(data, Path("README.md"))
+        report.put_in_readme("comparison", report.markdown(data), Path("README.md"))
     print(report.markdown(data))
 
 

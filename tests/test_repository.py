@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import importlib
 import json
 import re
 import sys
@@ -85,9 +86,16 @@ def test_the_lock_was_made_by_the_committed_code_and_params():
 
 def test_the_readmes_table_is_the_committed_comparison():
     data = json.loads((ROOT / "benchmarks/results/comparison.json").read_text())
-    readme = (ROOT / "README.md").read_text()
-    table = readme.split(report.START)[1].split(report.END)[0].strip()
-    assert table == report.markdown(data), "run `make compare`"
+    assert report.in_readme("comparison", ROOT / "README.md") == report.markdown(data), "run `make compare`"
+
+
+@pytest.mark.parametrize("name", ["cost", "scale"])
+def test_the_readmes_benchmark_tables_come_from_the_committed_runs(name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    data = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+    assert report.in_readme(name, ROOT / "README.md") == importlib.import_module(name).markdown(data), (
+        "run `make benchmark`"
+    )
 
 
 def test_what_the_readme_links_to_exists():

@@ -1,0 +1,200 @@
+"""What fine-tuning costs: ours beside TRL and the ordinary recipe, in turn, each run in a process of its own.
+
+    python benchmarks/cost.py
+
+needs the extra `benchmark` (`pip install --constraint constraints.txt --editable '.[benchmark]'`) and a finished
+`dvc repro`. Prints the table and puts it into the README; writes every run to benchmarks/results/cost.json and draws
+cost.png. Takes about 25 minutes on 2 cores.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import workers
+from contenders import CONTENDERS
+
+from finetune import cli, files, report
+from finetune.errors import UserError
+
+RESULTS = Path("benchmarks/results")
+OPERATIONS = 4
+"""Per parameter and token: forward pass and the gradient of the activations. A frozen base has no gradient of its own."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="how often each contender runs (default: 3)")
+    parser.add_argument("--records", type=int, default=32, help="training records, each seen once (default: 32)")
+    parser.add_argument("--max_length", type=int, default=256, help="tokens of a record at most (default: 256)")
+    parser.add_argument("--prompts", type=int, default=32, help="test prompts to answer (default: 32)")
+    args = parser.parse_args()
+    for name in ("rounds", "records", "max_length", "prompts"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name}: must be at least 1, got {getattr(args, name)}")
+
+    rounds = [one_round(turn, args) for turn in range(args.rounds)]
+    decoding = {way: workers.run("decoding.py", way, "--prompts", args.prompts) for way in ("batched", "one by one")}
+
+    from finetune import hardware
+
+    found = {
+        "records": args.records,
+        "max_length": args.max_length,
+        "prompts": args.prompts,
+        "hardware": hardware.describe(),
+        "versions": hardware.versions(),
+        "rounds": rounds,
+        "decoding": decoding,
+    }
+    files.write_json(RESULTS / "cost.json", found)
+    draw(rounds, RESULTS / "cost.png")
+    report.put_in_readme("cost", markdown(found), Path("README.md"))
+    print(markdown(found))
+
+
+def markdown(found: dict) -> str:
+    """The whole outcome."""
+    rounds = found["rounds"]
+    return "\n\n".join([targets(rounds, found["decoding"]), runs(rounds), footnote(found)])
+
+
+def one_round(turn: int, args) -> dict[str, dict]:
+    """Every contender once."""
+    done = {}
+    for name in CONTENDERS:
+        done[name] = workers.run("contenders.py", name, "--records", args.records, "--max_length", args.max_length)
+        print(f"round {turn + 1}, {name}: {done[name]['tokens_per_second']} tokens/s", file=sys.stderr, flush=True)
+    return done
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure to reach, computed in each round apart."""
+
+    text: str
+    bound: float
+    at_least: bool
+    value: Callable[[dict[str, dict]], float]
+
+    def row(self, rounds: list[dict]) -> str:
+        values = [self.value(one) for one in rounds]
+        middle = median(values)
+        met = middle >= self.bound if self.at_least else middle <= self.bound
+        sign = "≥" if self.at_least else "≤"
+        return f"| {self.text} | {sign} {self.bound:g} | {spread(values, '.2f')} | {'yes' if met else 'no'} |"
+
+
+def ratio(key: str, name: str, other: str) -> Callable[[dict[str, dict]], float]:
+    return lambda one: one[name][key] / one[other][key]
+
+
+def floor_share(one: dict[str, dict]) -> float:
+    """Tokens/s over what the arithmetic alone would allow at the rate measured in the same process."""
+    mine = one["ours qlora"]
+    return mine["tokens_per_second"] * OPERATIONS * mine["parameters"] / (mine["matrix_gflops"] * 1e9)
+
+
+SPEED, MEMORY = "tokens_per_second", "peak_device_gb"
+TARGETS = (
+    Target("our QLoRA, tokens/s over TRL's QLoRA at its defaults", 8, True, ratio(SPEED, "ours qlora", "trl qlora")),
+    Target(
+        "our QLoRA, tokens/s over TRL's QLoRA at its best settings",
+        1.5,
+        True,
+        ratio(SPEED, "ours qlora", "trl qlora tuned"),
+    ),
+    Target("our QLoRA, memory over TRL's QLoRA at its defaults", 0.4, False, ratio(MEMORY, "ours qlora", "trl qlora")),
+    Target(
+        "our lean QLoRA, memory over TRL's QLoRA at its defaults",
+        0.4,
+        False,
+        ratio(MEMORY, "ours qlora lean", "trl qlora"),
+    ),
+    Target(
+        "our lean QLoRA, tokens/s over TRL's QLoRA at its defaults",
+        4,
+        True,
+        ratio(SPEED, "ours qlora lean", "trl qlora"),
+    ),
+    Target("our QLoRA, memory over our full fine-tuning", 0.4, False, ratio(MEMORY, "ours qlora", "ours full")),
+    Target("our QLoRA, time per epoch over our full fine-tuning", 0.65, False, ratio(SPEED, "ours full", "ours qlora")),
+    Target("our QLoRA, share of the arithmetic floor", 0.7, True, floor_share),
+    Target("our full fine-tuning, tokens/s over TRL's", 4, True, ratio(SPEED, "ours full", "trl full")),
+    Target("our full fine-tuning, memory over TRL's", 0.6, False, ratio(MEMORY, "ours full", "trl full")),
+)
+
+
+def targets(rounds: list[dict], decoding: dict[str, dict]) -> str:
+    """Each figure to reach, what was reached, as Markdown."""
+    batched, single = (decoding[way]["seconds"] for way in ("batched", "one by one"))
+    answers = Target("evaluation, answers/s over a loop one by one", 6, True, lambda _: single / batched)
+    lines = ["| | target | reached: median (least to most) | met |", "|---|---:|---:|---|"]
+    lines += [target.row(rounds) for target in TARGETS] + [answers.row(rounds[:1])]
+    return "\n".join(lines)
+
+
+def runs(rounds: list[dict]) -> str:
+    """Each contender's own figures, as Markdown."""
+    lines = ["| | tokens/s | peak above imports (GB) | held-out loss |", "|---|---:|---:|---:|"]
+    for name in rounds[0]:
+        speed, memory, loss = ([one[name][key] for one in rounds] for key in (SPEED, MEMORY, "held_out_loss"))
+        lines.append(f"| {name} | {spread(speed, '.0f')} | {spread(memory, '.2f')} | {median(loss):.3f} |")
+    return "\n".join(lines)
+
+
+def footnote(found: dict) -> str:
+    one = found["rounds"][0]["ours qlora"]
+    same = sum(a == b for a, b in zip(*(one["answers"] for one in found["decoding"].values()), strict=True))
+    rate = median(one["ours qlora"]["matrix_gflops"] for one in found["rounds"])
+    return (
+        f"{found['records']} records of at most {found['max_length']} tokens ({one['tokens']} tokens, padding not "
+        f"counted), {len(found['rounds'])} rounds in which the contenders took turns; matrix products at {rate:.0f} "
+        f"GFLOP/s; {same} of {found['prompts']} answers were the same both ways. {found['hardware']}; "
+        f"{found['versions']}, trl {one['trl']}."
+    )
+
+
+def spread(values: list[float], form: str) -> str:
+    """'median (least to most)'."""
+    return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+COLORS = ("#0072B2", "#56B4E9", "#D55E00", "#CC79A7", "#E69F00", "#F0E442", "#999999", "#000000")
+"""Okabe and Ito's colour-blind-safe palette."""
+
+
+def draw(rounds: list[dict], target: Path) -> None:
+    """Speed and memory as bars over the rounds, and the training losses of the first round."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(rounds[0])
+    figure, (speed, memory, losses) = pyplot.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    for axes, key, title, unit in (
+        (speed, SPEED, "Training speed", "tokens per second (padding not counted)"),
+        (memory, MEMORY, "Peak memory above imports", "GB (10⁹ bytes)"),
+    ):
+        values = [[one[name][key] for one in rounds] for name in names]
+        middle = [median(each) for each in values]
+        errors = [[median(v) - min(v) for v in values], [max(v) - median(v) for v in values]]
+        axes.barh(names, middle, xerr=errors, color=COLORS[: len(names)], capsize=3)
+        axes.invert_yaxis()
+        axes.set(title=title, xlabel=unit)
+    for place, name in enumerate(names):
+        curve = rounds[0][name]["losses"]
+        losses.plot(range(1, len(curve) + 1), curve, color=COLORS[place], label=name)
+    losses.set(title="Training loss", xlabel="optimizer step", ylabel="nats per response token")
+    losses.legend(fontsize="small")
+    figure.savefig(target, dpi=110)
+
+
+if __name__ == "__main__":
+    cli.run(main)
