@@ -165,7 +165,7 @@ def spread(values: list[float], form: str) -> str:
     return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
-COLORS = ("#0072B2", "#56B4E9", "#D55E00", "#CC79A7", "#E69F00", "#F0E442", "#999999", "#000000")
+COLORS = ("#0072B2", "#56B4E9", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#999999", "#000000")
 """Okabe and Ito's colour-blind-safe palette."""
 
 
@@ -177,7 +177,7 @@ def draw(rounds: list[dict], target: Path) -> None:
     from matplotlib import pyplot
 
     names = list(rounds[0])
-    figure, (speed, memory, losses) = pyplot.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    figure, (speed, memory, losses) = pyplot.subplots(1, 3, figsize=(16, 4.5), layout="constrained")
     for axes, key, title, unit in (
         (speed, SPEED, "Training speed", "tokens per second (padding not counted)"),
         (memory, MEMORY, "Peak memory above imports", "GB (10⁹ bytes)"),
@@ -190,9 +190,15 @@ def draw(rounds: list[dict], target: Path) -> None:
         axes.set(title=title, xlabel=unit)
     for place, name in enumerate(names):
         curve = rounds[0][name]["losses"]
-        losses.plot(range(1, len(curve) + 1), curve, color=COLORS[place], label=name)
-    losses.set(title="Training loss", xlabel="optimizer step", ylabel="nats per response token")
-    losses.legend(fontsize="small")
+        losses.plot(
+            range(1, len(curve) + 1), curve, color=COLORS[place], label=name, linewidth=1.2 * (len(names) - place)
+        )
+    losses.set(
+        title="Training loss (equal where lines lie on each other)",
+        xlabel="optimizer step",
+        ylabel="nats per response token",
+    )
+    losses.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(target, dpi=110)
 
 

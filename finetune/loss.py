@@ -92,6 +92,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 d_hidden[start : start + rows] = gradient @ matrix
             if needs_weight:
                 d_weight += gradient.t() @ part
+        d_weight = None if d_weight is None else d_weight.to(weight.dtype)
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         ctx.dtypes = hidden.dtype, weight.dtype
         return total.float()
@@ -102,7 +103,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden_dtype, weight_dtype = ctx.dtypes
         return (
             None if d_hidden is None else d_hidden.to(hidden_dtype).mul_(gradient),
-            None if d_weight is None else d_weight.to(weight_dtype).mul_(gradient),
+            None if d_weight is None else d_weight.mul_(gradient),
             None if d_bias is None else d_bias.to(weight_dtype).mul_(gradient),
             None,
             None,

@@ -15,7 +15,8 @@ def load_base(folder, dtype: torch.dtype, quantization: params.Quantization | No
     """The causal language model in `folder` on the device at hand.
 
     Weights have `dtype`; with `quantization` the linear layers hold 4-bit blocks (QLoRA, Dettmers et
-    al. 2023, section 3) and multiply in `dtype`. Raises UserError if there is no causal model.
+    al. 2023, section 3) and multiply in `dtype`. Raises UserError if there is no causal model, or one
+    whose attention can't be replaced by `attention.attend`.
     """
     bits = quantization and BitsAndBytesConfig(
         load_in_4bit=True,
@@ -24,7 +25,7 @@ def load_base(folder, dtype: torch.dtype, quantization: params.Quantization | No
         bnb_4bit_compute_dtype=dtype,
     )
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             quantization_config=bits,
@@ -34,6 +35,12 @@ def load_base(folder, dtype: torch.dtype, quantization: params.Quantization | No
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: no causal language model can be loaded: {str(error).splitlines()[0]}") from None
+    if not model._supports_attention_backend:  # it would ignore ours, and let packed sequences see each other
+        raise UserError(
+            f"model.source: {model.config.model_type} models bring an attention of their own, which can't be replaced "
+            f"by the packed one; choose another"
+        )
+    return model
 
 
 def trainable(folder, method: str, lora: params.Lora, quantization: params.Quantization) -> PreTrainedModel | PeftModel:

@@ -26,7 +26,7 @@ class SplitAdamW(torch.optim.Optimizer):
     def _update(self, parameter, group: dict) -> None:
         state = self.state[parameter] or self._start(parameter)
         state["step"] += 1
-        flat = [parameter.view(-1), parameter.grad.view(-1), state["mean"], state["square"], state["lower"]]
+        flat = [parameter.view(-1), parameter.grad.reshape(-1), state["mean"], state["square"], state["lower"]]
         for weight, gradient, mean, square, lower in zip(*(one.split(CHUNK) for one in flat), strict=True):
             master = _join(weight, lower)
             torch._fused_adamw_(

@@ -43,50 +43,33 @@ def _tiny_tokenizer(words):
 
 
 def _tiny_llama(folder: Path, words) -> Path:
-    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+    from transformers import LlamaConfig
 
     tokenizer = _tiny_tokenizer(words)
     tokenizer.chat_template = (
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
-    set_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape |= {"num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": True}
+    return _save_random(LlamaConfig, shape, tokenizer, folder)
 
 
 def _tiny_gpt2(folder: Path, words) -> Path:
-    from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+    from transformers import GPT2Config
 
-    tokenizer = _tiny_tokenizer(words)
+    shape = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
+    return _save_random(GPT2Config, shape, _tiny_tokenizer(words), folder)
+
+
+def _save_random(config_class, shape: dict, tokenizer, folder: Path) -> Path:
+    """A model of `shape` with random weights, and its tokenizer."""
+    from transformers import AutoModelForCausalLM, set_seed
+
     set_seed(0)
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=len(tokenizer),
-            n_embd=64,
-            n_layer=2,
-            n_head=4,
-            n_positions=512,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
-    model.save_pretrained(folder)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = config_class(vocab_size=len(tokenizer), **shape, **ends)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

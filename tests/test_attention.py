@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoModelForCausalLM, BloomConfig
 
 from finetune import attention, models
 from finetune.batches import pack, passes
@@ -44,3 +45,10 @@ def test_a_sequence_does_not_see_its_neighbours(tiny_models):
 
     assert total(rows) == pytest.approx(sum(total([row]) for row in rows), rel=1e-6)
     assert total(rows) == pytest.approx(total(rows[::-1]), rel=1e-6)
+
+
+def test_a_model_whose_attention_cannot_be_replaced_is_refused(tmp_path):
+    config = BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="bloom models bring an attention of their own"):
+        models.load_base(tmp_path, torch.float32)
