@@ -105,11 +105,11 @@ def draw(points: list[dict], target: Path) -> None:
             for name, color in NAMES.items():
                 mine = [p[key] for p in points if (p["name"], p["sweep"]) == (name, sweep)]
                 axes.plot(values, mine, "o-", color=color, label=name)
-            axes.set(xscale="log", xlabel=sweep, ylim=(0, None))
+            axes.set(xscale="log", xlabel=sweep)
             axes.set_xticks(values, [str(value) for value in values])
             axes.minorticks_off()
-    rows[0, 0].set(ylabel="peak above imports, GB (10⁹ bytes)")
-    rows[1, 0].set(ylabel="tokens per second")
+    rows[0, 0].set(ylabel="peak above imports, GB (10⁹ bytes)", ylim=(0, None))
+    rows[1, 0].set(ylabel="tokens per second", ylim=(0, None))
     rows[0, 0].legend()
     figure.suptitle("QLoRA: memory and speed against length, batch, rank and model size")
     figure.savefig(target, dpi=110)
