@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup repro twice test test-slow lint compare benchmark clean
+.PHONY: setup repro twice test test-slow lint compare sweep benchmark clean
 
 setup: $(VENV)/installed
 
@@ -36,6 +36,10 @@ lint: setup
 
 compare: setup
 	python stages/compare.py qlora lora full --readme
+
+# Learning rate and epochs of each method, by the validation loss: about two hours on 2 cores.
+sweep: setup
+	python stages/sweep.py
 
 # Ours beside TRL: about 45 minutes on 2 cores, after a `make repro`.
 benchmark: setup

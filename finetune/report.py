@@ -6,7 +6,7 @@ from pathlib import Path
 from finetune.errors import UserError
 from finetune.files import write_text
 
-TABLES = {"comparison": "make compare", "cost": "make benchmark", "scale": "make benchmark"}
+TABLES = {"comparison": "make compare", "sweep": "make sweep", "cost": "make benchmark", "scale": "make benchmark"}
 """The README's generated tables, and what makes them."""
 
 ROWS = (

@@ -83,8 +83,8 @@ def clone_of_the_working_tree(folder: Path) -> Path:
 
 
 def dvc(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
-    """Run DVC in a clone, on the clone's own library."""
-    return command("dvc", *arguments, cwd=folder, PYTHONPATH=str(folder))
+    """Run DVC in a clone."""
+    return command("dvc", *arguments, cwd=folder)
 
 
 def output_hashes(folder: Path) -> dict[str, str]:

@@ -25,7 +25,7 @@ def pipeline() -> dict:
 
 
 def script(stage: dict) -> str:
-    return stage.get("do", stage)["cmd"].split()[1]
+    return re.search(r"stages/\w+\.py", stage.get("do", stage)["cmd"])[0]
 
 
 def reads(source: str) -> set[str]:
