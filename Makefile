@@ -34,8 +34,10 @@ lint: setup
 	ruff check .
 	ruff format --check .
 
+# The README's table and plots/comparison.html of finished experiments, by default those of the race.
+RUNS ?= 'qlora-*' 'lora-*' 'full-*'
 compare: setup
-	python stages/compare.py qlora lora full --readme
+	python stages/compare.py $(RUNS) --readme
 
 # Learning rate and epochs of each method, by the validation loss: about two hours on 2 cores.
 sweep: setup

@@ -181,7 +181,7 @@ def _common(work: Work, method: params.Method, folder: str) -> dict:
 def _run(trainer, work: Work) -> Result:
     from transformers import PrinterCallback
 
-    from finetune import batches, loss
+    from finetune import loss
 
     trainer.remove_callback(PrinterCallback)
     started = time.perf_counter()
@@ -189,7 +189,7 @@ def _run(trainer, work: Work) -> Result:
     seconds = time.perf_counter() - started
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     with trainer.accelerator.autocast():
-        held_out = loss.mean_loss(trainer.model, batches.in_order(work.held_out, 4))
+        held_out = loss.mean_loss(loss.sequence_losses(trainer.model, work.held_out))
     return Result(seconds, losses, held_out)
 
 

@@ -5,7 +5,6 @@ from itertools import accumulate, chain
 
 import torch
 from torch.nn.functional import pad
-from torch.utils.data import DataLoader
 
 from finetune.attention import ROUND
 from finetune.prompts import IGNORE
@@ -53,8 +52,3 @@ def _filled(rows: Batch, lengths: list[int]) -> Batch:
     spare = -sum(lengths) % ROUND
     filled = {key: pad(value, (0, spare), value=IGNORE if key == "labels" else 0) for key, value in rows.items()}
     return filled | {"lengths": torch.tensor([*lengths, spare] if spare else lengths)}
-
-
-def in_order(rows, batch_size: int) -> DataLoader:
-    """Packed batches of `rows`, in their order."""
-    return DataLoader(rows.select_columns(["input_ids", "labels"]), batch_size, collate_fn=pack)

@@ -70,7 +70,7 @@ def quality(base: Path, tuned: Path, method: str, target: Path) -> None:
     names = {"bleu": "BLEU", "rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2", "rouge_l": "ROUGE-L"}
     figure, axes = _figure(f"Test scores, base and {LOOK[method]['label']}", "", "score (0 to 100)")
     for offset, (look, path) in enumerate({"base": base, method: tuned}.items()):
-        scores = json.loads(path.read_text())
+        scores = {key.removeprefix("base_"): value for key, value in json.loads(path.read_text()).items()}
         bars = axes.bar(
             [index + 0.4 * offset for index in range(len(names))], [scores[name] for name in names], 0.38, **LOOK[look]
         )

@@ -49,9 +49,9 @@ def _frozen_weight(base: torch.nn.Module, keep_dequantized: bool) -> Callable[[]
     dequantize = partial(dequantize_4bit, base.weight.data, base.weight.quant_state)
     if not keep_dequantized:
         return dequantize
-    weight = dequantize()
-    base.weight.data = weight.new_empty(0, dtype=base.weight.dtype)
-    return lambda: weight
+    base.register_buffer("dequantized", dequantize(), persistent=False)
+    base.weight.data = base.weight.data.new_empty(0)
+    return lambda: base.dequantized
 
 
 def _forward(layer: LoraLayer, weight: Callable[[], torch.Tensor], x: torch.Tensor) -> torch.Tensor:

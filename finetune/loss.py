@@ -7,12 +7,13 @@ only the positions before a labelled token, in chunks, and each chunk's gradient
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import linear
 
 from finetune.attention import mask_of
-from finetune.batches import Batch, passes
+from finetune.batches import Batch, pack, passes
 from finetune.errors import UserError
 from finetune.prompts import IGNORE
 
@@ -114,17 +115,28 @@ def _autocast(tensor: torch.Tensor) -> bool:
     return torch.is_autocast_enabled(tensor.device.type)
 
 
+@dataclass(frozen=True)
+class SequenceLoss:
+    nats: float
+    """Summed cross-entropy of the response tokens."""
+    tokens: int
+
+
 @torch.no_grad()
-def mean_loss(model, batches: Iterable[Batch]) -> float:
-    """Mean cross-entropy per response token (nats) over all packed `batches`, each token counting the same."""
+def sequence_losses(model, rows: Iterable[dict]) -> list[SequenceLoss]:
+    """The loss of each of `rows` (input_ids, labels), each alone in its pass."""
     model.eval()
-    total, tokens = 0.0, 0
-    for batch in batches:
-        for part in passes(batch, sum(batch["lengths"])):
-            part = {key: value.to(model.device) for key, value in part.items()}
-            total += response_loss(model, part).item()
-        tokens += target_count(batch)
-    return total / tokens
+    losses = []
+    for row in rows:
+        (batch,) = passes(pack([row]), len(row["input_ids"]))
+        batch = {key: value.to(model.device) for key, value in batch.items()}
+        losses.append(SequenceLoss(response_loss(model, batch).item(), target_count(batch)))
+    return losses
+
+
+def mean_loss(losses: list[SequenceLoss]) -> float:
+    """Mean cross-entropy per response token (nats), each token counting the same."""
+    return sum(loss.nats for loss in losses) / sum(loss.tokens for loss in losses)
 
 
 def target_count(batch: Batch) -> int:

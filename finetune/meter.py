@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from finetune import energy
+
 GB = 1e9
 
 
@@ -41,6 +43,7 @@ class Meter:
     def start(self) -> "Meter":
         self._started = time.perf_counter()
         self._floor_gb = self.process_gb()
+        self._joules = energy.joules()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self._thread.start()
@@ -49,6 +52,11 @@ class Meter:
     def stop(self) -> None:
         self._done.set()
         self._thread.join()
+        self._joules_at_stop = energy.joules()
+
+    def energy(self) -> dict[str, float]:
+        """energy_kj, drawn by the CUDA device from `start` to `stop`; nothing where that isn't known."""
+        return {} if self._joules is None else {"energy_kj": round((self._joules_at_stop - self._joules) / 1000, 3)}
 
     def seconds(self) -> float:
         """Since `start`."""

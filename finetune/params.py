@@ -79,7 +79,6 @@ class Methods:
 
 @dataclass(frozen=True)
 class Eval:
-    batch_size: int = _number(1)
     decode_batch_size: int = _number(1)
     max_new_tokens: int = _number(1)
 

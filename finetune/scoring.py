@@ -7,6 +7,8 @@ import evaluate
 import sacrebleu
 from rouge_score import rouge_scorer
 
+from finetune.loss import SequenceLoss
+
 _FEATURES = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
 
 
@@ -53,8 +55,8 @@ def score(predictions: list[str], references: list[str]) -> dict:
     return evaluate.combine([Bleu(), Rouge()]).compute(predictions=predictions, references=references)
 
 
-def beside(rows, answers: list[str]) -> list[dict]:
-    """Each answer beside its prompt and reference, with its own ROUGE-L."""
+def beside(rows, answers: list[str], losses: list[SequenceLoss]) -> list[dict]:
+    """Each answer beside its prompt and reference, with its own ROUGE-L and the reference's loss."""
     return [
         {
             "record": row["record"],
@@ -62,6 +64,8 @@ def beside(rows, answers: list[str]) -> list[dict]:
             "reference": row["reference"],
             "prediction": answer,
             "rouge_l": round(rouge_each(row["reference"], answer)["rougeL"], 2),
+            "nats": round(loss.nats, 4),
+            "tokens": loss.tokens,
         }
-        for row, answer in zip(rows, answers, strict=True)
+        for row, answer, loss in zip(rows, answers, losses, strict=True)
     ]

@@ -106,9 +106,7 @@ def as_data(losses: Losses) -> dict:
 
 def from_data(data: dict) -> Losses:
     """What `as_data` was made of."""
-    return {
-        Trial(row["method"], row["learning_rate"], row["epochs"]): row["validation_loss"] for row in data["trials"]
-    }
+    return {Trial(row["method"], row["learning_rate"], row["epochs"]): row["validation_loss"] for row in data["trials"]}
 
 
 def markdown(data: dict) -> str:

@@ -11,11 +11,11 @@ from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from finetune import allocator, params
-from finetune.batches import Batch, in_order, pack, passes
+from finetune import allocator, memory, params
+from finetune.batches import Batch, pack, passes
 from finetune.errors import UserError
 from finetune.hardware import compute_dtype, device
-from finetune.loss import mean_loss, response_loss
+from finetune.loss import mean_loss, response_loss, sequence_losses
 from finetune.meter import Meter
 from finetune.optimizer import SplitAdamW
 
@@ -35,7 +35,7 @@ class Outcome:
     epochs: float
     tokens: int
     """Tokens seen, padding left out."""
-    samples: int
+    memory: memory.Parts
 
 
 def train(
@@ -68,9 +68,11 @@ def train(
             optimizer_cls_and_kwargs=(SplitAdamW, {"lr": method.learning_rate, "weight_decay": settings.weight_decay}),
         )
         trainer.book, trainer.tokens_per_pass = book, settings.tokens_per_pass
+        trainer.activations = activations = memory.Activations(model)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return book.outcome(trainer.state)
+        held = memory.parts(model, trainer.optimizer.optimizer, activations)
+    return book.outcome(trainer.state, held)
 
 
 def _arguments(settings: params.Train, method: params.Method, seed: int, folder: str) -> TrainingArguments:
@@ -79,7 +81,6 @@ def _arguments(settings: params.Train, method: params.Method, seed: int, folder:
         num_train_epochs=method.epochs,
         learning_rate=method.learning_rate,
         per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
         gradient_checkpointing=settings.gradient_checkpointing,
         lr_scheduler_type=settings.scheduler,
@@ -113,6 +114,7 @@ class _ResponseTrainer(Trainer):
 
     book: "_Book"
     tokens_per_pass: int
+    activations: memory.Activations
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -124,17 +126,16 @@ class _ResponseTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         for part in passes(inputs, self.tokens_per_pass):
             part = self._prepare_inputs(part)
-            with self.compute_loss_context_manager():
+            with self.compute_loss_context_manager(), self.activations.watch(part["input_ids"].numel()):
                 loss = response_loss(model, part) / num_items_in_batch
             self.accelerator.backward(loss)
             total += loss.detach()
         return total
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        loader = in_order(self.eval_dataset, self.args.per_device_eval_batch_size)
         with self.book.paused():
             with self.accelerator.autocast():
-                loss = mean_loss(self.model, loader)
+                loss = mean_loss(sequence_losses(self.model, self.eval_dataset))
             self.model.train()
         self.log({f"{metric_key_prefix}_loss": loss})
         return {f"{metric_key_prefix}_loss": loss}
@@ -153,13 +154,12 @@ class _Book(TrainerCallback):
 
     def __init__(self, meter: Meter, log: Log) -> None:
         self.meter, self.log = meter, log
-        self.tokens = self.samples = 0
+        self.tokens = 0
         self.validating = 0.0
         self.started = None
 
     def count(self, batch: Batch) -> None:
         self.tokens += int(batch["lengths"].sum())
-        self.samples += len(batch["lengths"])
 
     @contextlib.contextmanager
     def paused(self):
@@ -208,7 +208,7 @@ class _Book(TrainerCallback):
                 flush=True,
             )
 
-    def outcome(self, state) -> Outcome:
+    def outcome(self, state, held: memory.Parts) -> Outcome:
         losses = [(entry["epoch"], entry["loss"]) for entry in state.log_history if "loss" in entry]
         last = [loss for epoch, loss in losses if epoch > losses[-1][0] - 1]
         validation = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
@@ -218,5 +218,5 @@ class _Book(TrainerCallback):
             seconds=self.seconds,
             epochs=state.epoch,
             tokens=self.tokens,
-            samples=self.samples,
+            memory=held,
         )

@@ -16,7 +16,6 @@ def main() -> None:
     name = "base" if args.base else "tuned"
 
     from finetune import (
-        batches,
         checkpoint,
         dataset,
         files,
@@ -39,7 +38,7 @@ def main() -> None:
         model = models.load_tuned(args.ckpt, facts, args.model_name)
     test = dataset.load(prepared, tokenizer)[0]["test"]
 
-    test_loss = loss.mean_loss(model, batches.in_order(test, p.eval.batch_size))
+    losses = loss.sequence_losses(model, test)
     answers = generation.generate(
         model,
         tokenizer,
@@ -50,7 +49,9 @@ def main() -> None:
     )
     scores = scoring.score(answers, test["reference"])
 
-    files.write_jsonl(folder / f"{name}.jsonl", scoring.beside(test, answers))
+    test_loss = loss.mean_loss(losses)
+
+    files.write_jsonl(folder / f"{name}.jsonl", scoring.beside(test, answers, losses))
     report = {
         "bleu": round(scores["bleu"], 2),
         "rouge_l": round(scores["rougeL"], 2),
@@ -58,13 +59,15 @@ def main() -> None:
         "rouge_2": round(scores["rouge2"], 2),
         "test_loss": round(test_loss, 4),
         "perplexity": round(math.exp(test_loss), 3),
-        "test_examples": len(test),
-        "bleu_signature": scores["bleu_signature"],
-        "rouge_signature": scores["rouge_signature"],
     }
-    files.write_json(metrics / ("base.json" if args.base else "eval.json"), report)
+    metric, prefix = ("base", "base_") if args.base else ("eval", "")
+    files.write_json(metrics / f"{metric}.json", {f"{prefix}{key}": value for key, value in report.items()})
+    files.write_json(
+        metrics / f"{metric}.about.json",
+        {"bleu_signature": scores["bleu_signature"], "rouge_signature": scores["rouge_signature"]},
+    )
     for key, value in report.items():
-        print(f"{key:>16}  {value}")
+        print(f"{key:>10}  {value}")
 
 
 cli.run(main)

@@ -15,7 +15,19 @@ def main() -> None:
 
     import transformers
 
-    from finetune import checkpoint, dataset, files, hardware, live, meter, models, sources, tokenizers, training
+    from finetune import (
+        checkpoint,
+        dataset,
+        files,
+        hardware,
+        live,
+        memory,
+        meter,
+        models,
+        sources,
+        tokenizers,
+        training,
+    )
 
     base = sources.base_folder(args.model_name)
     tokenizer = tokenizers.load(base)
@@ -43,24 +55,20 @@ def main() -> None:
     }
     checkpoint.save(model, tokenizer, facts, sources.provenance(base), folder)
     gauge.save(plots / "memory.tsv")
-    files.write_json(
-        metrics / "train.json",
-        {
-            "train_loss": round(outcome.train_loss, 4),
-            "validation_loss": round(outcome.validation_loss, 4),
-            "peak_device_memory_gb": round(gauge.peak_device_gb(), 3),
-            "peak_process_memory_gb": round(meter.peak_process_gb(), 3),
-            "train_seconds": round(outcome.seconds, 1),
-            "seconds_per_epoch": round(outcome.seconds / outcome.epochs, 1),
-            "tokens_per_second": round(outcome.tokens / outcome.seconds, 1),
-            "samples_per_second": round(outcome.samples / outcome.seconds, 3),
-            "trainable_parameters": trainable,
-            "total_parameters": total,
-            "weights_to_keep_gb": round(checkpoint.size_gb(folder), 4),
-            "hardware": hardware.describe(),
-            "versions": hardware.versions(),
-        },
-    )
+    files.write_json(metrics / "train.about.json", {"hardware": hardware.describe(), "versions": hardware.versions()})
+    report = {
+        "train_loss": round(outcome.train_loss, 4),
+        "validation_loss": round(outcome.validation_loss, 4),
+        "peak_process_gb": round(meter.peak_process_gb(), 3),
+        **memory.split(outcome.memory, gauge.peak_device_gb()),
+        "train_seconds": round(outcome.seconds, 1),
+        "seconds_per_epoch": round(outcome.seconds / outcome.epochs, 1),
+        "tokens_per_second": round(outcome.tokens / outcome.seconds, 1),
+        **gauge.energy(),
+        "size_on_disk_gb": round(checkpoint.size_gb(folder), 4),
+        "trained_parameters": trainable,
+    }
+    files.write_json(metrics / "train.json", report)
 
 
 cli.run(main)

@@ -22,7 +22,7 @@ def write_params(folder: Path, **changes) -> None:
     small = {
         "data": {"size": 40, "max_length": 256, "validation": 0.1, "test": 0.1},
         "lora": {"r": 4, "alpha": 8},
-        "eval": {"batch_size": 4, "decode_batch_size": 4, "max_new_tokens": 8},
+        "eval": {"decode_batch_size": 4, "max_new_tokens": 8},
     }
     for settings in (small, changes):
         for key, value in settings.items():

@@ -1,0 +1,90 @@
+"""What a training run's memory holds, in GB of 10^9 bytes."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+from peft import PeftModel
+
+
+@dataclass(frozen=True)
+class Parts:
+    weights: float
+    """The model's weights, with 4-bit blocks, their constants and de-quantised copies, but not the adapters."""
+    adapters: float
+    gradients: float
+    """Of all trained weights: they exist together between the backward pass and the update."""
+    optimizer: float
+    activations: float
+    """What the largest pass kept for its backward pass."""
+
+
+class Activations:
+    """Counts what the forward pass keeps for the backward pass, at each pass that is larger than any before."""
+
+    def __init__(self, model) -> None:
+        self.bytes = 0
+        self._model, self._largest = model, 0
+
+    @contextmanager
+    def watch(self, tokens: int) -> Iterator[None]:
+        """Count in the block, a forward pass of `tokens` tokens."""
+        if tokens <= self._largest:
+            yield
+            return
+        kept, known = {}, set(_storages(_held(self._model)))
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept.update(_storages([tensor]))
+            return tensor.detach()  # the tensor itself may be the node's own output: a cycle that is never freed
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            yield
+        self.bytes = sum(size for place, size in kept.items() if place not in known)
+        self._largest = tokens
+
+
+def parts(model, optimizer: torch.optim.Optimizer, activations: Activations) -> Parts:
+    """The split of what `model` and `optimizer` hold after a step."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    held = _storages(_held(model))
+    adapters = _storages(trained) if isinstance(model, PeftModel) else {}
+    state = [value for values in optimizer.state.values() for value in values.values() if torch.is_tensor(value)]
+    return Parts(
+        weights=_gb(held) - _gb(adapters),
+        adapters=_gb(adapters),
+        gradients=sum(parameter.numel() * parameter.element_size() for parameter in trained) / 1e9,
+        optimizer=_gb(_storages(state)),
+        activations=activations.bytes / 1e9,
+    )
+
+
+def split(parts: Parts, peak_gb: float) -> dict[str, float]:
+    """The peak on the device and its split, as metrics. 'rest' is negative if the parts were never all held at once."""
+    held = {f"{name}_gb": round(value, 3) for name, value in asdict(parts).items()}
+    return {"peak_device_gb": round(peak_gb, 3), **held, "rest_gb": round(peak_gb - sum(asdict(parts).values()), 3)}
+
+
+def _held(model) -> Iterator[torch.Tensor]:
+    """Every tensor that a model keeps: parameters, buffers, and the constants of 4-bit weights."""
+    yield from model.buffers()
+    for parameter in model.parameters():
+        yield parameter
+        yield from _constants(getattr(parameter, "quant_state", None))
+
+
+def _constants(state) -> Iterator[torch.Tensor]:
+    if state is not None:
+        yield from (value for value in vars(state).values() if torch.is_tensor(value))
+        yield from _constants(state.state2)
+
+
+def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
+    """Address and bytes of the memory behind `tensors`, shared memory once."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}
+
+
+def _gb(storages: dict[int, int]) -> float:
+    return sum(storages.values()) / 1e9

@@ -1,0 +1,94 @@
+"""Uncertainty of scores over the test examples: bootstrap intervals and paired tests.
+
+All runs are scored on the same resamples of the examples (Efron 1979), so that differences and shares of gains get
+intervals as well. With several seeds a score is the mean over the seeds' models; the spread over seeds is another
+matter, and not in these intervals.
+"""
+
+from dataclasses import dataclass
+
+import numpy
+import sacrebleu
+
+SAMPLES = 5000
+SCORES = ("bleu", "rouge_l", "test_loss")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a run's scores are made of; each array has one row a test example."""
+
+    ngrams: numpy.ndarray
+    """(examples, 10): matched and all n-grams of orders 1 to 4, then lengths of answer and reference."""
+    rouge_l: numpy.ndarray
+    nats: numpy.ndarray
+    """Summed cross-entropy of the reference."""
+    tokens: numpy.ndarray
+
+
+@dataclass(frozen=True)
+class Estimate:
+    value: float
+    low: float
+    """2.5th percentile of the resamples."""
+    high: float
+    """97.5th percentile."""
+
+    def excludes(self, value: float) -> bool:
+        return not self.low <= value <= self.high
+
+
+def answers(rows: list[dict]) -> Answers:
+    """From the rows of a predictions file."""
+    return Answers(
+        ngrams=numpy.array([_ngrams(row["prediction"], row["reference"]) for row in rows]),
+        rouge_l=numpy.array([row["rouge_l"] for row in rows], dtype=float),
+        nats=numpy.array([row["nats"] for row in rows], dtype=float),
+        tokens=numpy.array([row["tokens"] for row in rows]),
+    )
+
+
+def _ngrams(prediction: str, reference: str) -> list[int]:
+    found = sacrebleu.BLEU().corpus_score([prediction], [[reference]])
+    return [*found.counts, *found.totals, found.sys_len, found.ref_len]
+
+
+def resamples(examples: int, seed: int = 0) -> numpy.ndarray:
+    """(SAMPLES + 1, examples): how often each example is drawn. The first row is the test set itself."""
+    drawn = numpy.random.default_rng(seed).multinomial(examples, [1 / examples] * examples, size=SAMPLES)
+    return numpy.vstack([numpy.ones(examples, dtype=int), drawn])
+
+
+def scores(runs: list[Answers], drawn: numpy.ndarray) -> dict[str, numpy.ndarray]:
+    """Each of `SCORES` under each row of `drawn`, shape (SAMPLES + 1), mean over `runs`."""
+    return {
+        "bleu": numpy.mean([_bleu(drawn @ run.ngrams) for run in runs], axis=0),
+        "rouge_l": numpy.mean([drawn @ run.rouge_l / drawn.sum(axis=1) for run in runs], axis=0),
+        "test_loss": numpy.mean([(drawn @ run.nats) / (drawn @ run.tokens) for run in runs], axis=0),
+    }
+
+
+def _bleu(ngrams: numpy.ndarray) -> list[float]:
+    return [
+        sacrebleu.BLEU.compute_bleu(
+            correct=row[:4], total=row[4:8], sys_len=row[8], ref_len=row[9], smooth_method="exp"
+        ).score
+        for row in ngrams.tolist()
+    ]
+
+
+def estimate(samples: numpy.ndarray) -> Estimate:
+    """The value on the test set (first of `samples`) and its 95% percentile interval over the resamples."""
+    low, high = numpy.percentile(samples[1:], [2.5, 97.5])
+    return Estimate(float(samples[0]), float(low), float(high))
+
+
+def p_value(differences: numpy.ndarray) -> float:
+    """Of no difference, two-sided, by the paired bootstrap (Koehn 2004), as sacreBLEU computes it.
+
+    The share of resamples whose difference, shifted to mean 0, is at least as large as the one observed
+    (Riezler & Maxwell 2005, section 3).
+    """
+    observed, drawn = abs(differences[0]), differences[1:]
+    beyond = numpy.sum(numpy.abs(drawn - drawn.mean()) >= observed)
+    return float((beyond + 1) / (len(drawn) + 1))
