@@ -59,8 +59,10 @@ def test_every_prediction_stands_beside_its_prompt_and_reference(workspace, tiny
     stage("eval", "--base", "--model_name", tiny_models["llama"])
     rows = [json.loads(line) for line in (workspace / "data/predictions/base.jsonl").read_text().split("\n")[:-1]]
     metrics = json.loads((workspace / "metrics/base.json").read_text())
-    assert len(rows) == metrics["test_examples"] == 4
+    assert len(rows) == 4
     assert all(row["prompt"].endswith("### Response:\n") and row["reference"] for row in rows)
     again = scoring.score([row["prediction"] for row in rows], [row["reference"] for row in rows])
-    assert metrics["bleu"] == round(again["bleu"], 2) and metrics["rouge_l"] == round(again["rougeL"], 2)
+    assert metrics["base_bleu"] == round(again["bleu"], 2) and metrics["base_rouge_l"] == round(again["rougeL"], 2)
     assert sum(row["rouge_l"] for row in rows) / 4 == pytest.approx(again["rougeL"], abs=0.01)
+    loss = sum(row["nats"] for row in rows) / sum(row["tokens"] for row in rows)
+    assert metrics["base_test_loss"] == pytest.approx(loss, abs=1e-3)

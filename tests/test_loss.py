@@ -95,7 +95,7 @@ def test_a_model_that_scales_its_logits_is_refused(model):
         loss.response_loss(model, one_pass(model.config.vocab_size))
 
 
-def test_mean_over_batches_counts_every_token_once(model):
-    made = rows(model.config.vocab_size)
-    halves = [pack(made[:1]), pack(made[1:])]
-    assert loss.mean_loss(model, halves) == pytest.approx(plain_loss(model).item(), rel=1e-6)
+def test_mean_over_sequences_counts_every_token_once(model):
+    losses = loss.sequence_losses(model, rows(model.config.vocab_size))
+    assert [found.tokens for found in losses] == [8, 8, 1, 60]
+    assert loss.mean_loss(losses) == pytest.approx(plain_loss(model).item(), rel=1e-6)

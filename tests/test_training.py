@@ -62,15 +62,15 @@ def test_a_validation_leaves_the_next_gradients_as_they_were(tiny_models, method
     p = params.load()
     model = models.trainable(tiny_models["llama"], method, p.lora, p.quantization)
     ids = list(range(1, 33))
-    batch = pack([{"input_ids": ids[:20], "labels": ids[:20]}, {"input_ids": ids[20:], "labels": ids[20:]}])
+    rows = [{"input_ids": ids[:20], "labels": ids[:20]}, {"input_ids": ids[20:], "labels": ids[20:]}]
 
     def gradients() -> list[torch.Tensor]:
         model.train().zero_grad()
-        loss.response_loss(model, next(passes(batch, 1000))).backward()
+        loss.response_loss(model, next(passes(pack(rows), 1000))).backward()
         return [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
 
     before = gradients()
-    loss.mean_loss(model, [batch])
+    loss.sequence_losses(model, rows)
     after = gradients()
     assert any(gradient.abs().sum() > 0 for gradient in before)
     for first, second in zip(before, after, strict=True):

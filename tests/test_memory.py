@@ -1,0 +1,88 @@
+"""The split of memory agrees with what a model of known shape must hold."""
+
+import pytest
+import torch
+from helpers import METHODS
+
+from finetune import loss, memory, models, params
+from finetune.batches import pack, passes
+from finetune.optimizer import SplitAdamW
+
+IDS = list(range(1, 65))
+BATCH = next(passes(pack([{"input_ids": IDS, "labels": IDS}]), 1000))
+
+
+def step(base, method: str) -> tuple[torch.nn.Module, memory.Parts]:
+    """A model after one step, and its split in bytes."""
+    p = params.load()
+    model = models.trainable(base, method, p.lora, p.quantization).train()
+    optimizer = SplitAdamW([q for q in model.parameters() if q.requires_grad], lr=1e-3)
+    activations = memory.Activations(model)
+    with activations.watch(64):
+        value = loss.response_loss(model, BATCH)
+    value.backward()
+    optimizer.step()
+    return model, memory.parts(model, optimizer, activations)
+
+
+def size(tensors) -> float:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e9
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_and_adapters_are_the_trained_weights(tiny_models, method):
+    model, parts = step(tiny_models["llama"], method)
+    trained = [q for q in model.parameters() if q.requires_grad]
+    assert parts.gradients == pytest.approx(size(q.grad for q in trained))
+    assert parts.adapters == (pytest.approx(size(trained)) if method != "full" else 0.0)
+
+
+def test_optimizer_state_is_two_moments_and_for_bf16_weights_their_lower_halves(tiny_models):
+    model, parts = step(tiny_models["llama"], "full")
+    counts = {
+        dtype: sum(q.numel() for q in model.parameters() if q.dtype == dtype)
+        for dtype in (torch.bfloat16, torch.float32)
+    }
+    per_weight = {torch.bfloat16: (4, 10), torch.float32: (8, 8)}
+    least, most = (sum(counts[d] * per_weight[d][i] for d in counts) / 1e9 for i in (0, 1))
+    assert least <= parts.optimizer <= 1.01 * most + 1e-6
+
+
+def test_qlora_counts_its_blocks_and_what_it_de_quantised(tiny_models):
+    p = params.load()
+    _, kept = step(tiny_models["llama"], "qlora")
+    _, plain = step(tiny_models["llama"], "lora")
+    assert p.quantization.keep_dequantized
+    assert plain.weights <= kept.weights <= 1.4 * plain.weights
+
+
+def test_only_a_larger_pass_is_counted_anew(tiny_models):
+    model = models.load_base(tiny_models["llama"], torch.float32).train()
+    activations = memory.Activations(model)
+    seen = []
+    for count in (16, 64, 32):
+        rows = next(passes(pack([{"input_ids": IDS[:count], "labels": IDS[:count]}]), 1000))
+        with activations.watch(count):
+            loss.response_loss(model, rows)
+        seen.append(activations.bytes)
+    assert 0 < seen[0] < seen[1] == seen[2]
+
+
+def test_checkpointing_keeps_less(tiny_models):
+    found = {}
+    for checkpointing in (False, True):
+        model = models.load_base(tiny_models["llama"], torch.float32).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        activations = memory.Activations(model)
+        with activations.watch(64):
+            loss.response_loss(model, BATCH)
+        found[checkpointing] = activations.bytes
+    assert found[True] < 0.5 * found[False]
+
+
+def test_the_parts_and_the_rest_make_up_the_peak(tiny_models):
+    _, parts = step(tiny_models["llama"], "qlora")
+    split = memory.split(parts, peak_gb=1.0)
+    peak = split.pop("peak_device_gb")
+    assert peak == 1.0 and sum(split.values()) == pytest.approx(peak, abs=0.003)

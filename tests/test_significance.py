@@ -1,0 +1,100 @@
+"""Intervals and paired tests agree with sacreBLEU's, and tell what is so from what isn't."""
+
+import numpy
+import pytest
+import sacrebleu
+from sacrebleu.significance import PairedTest
+
+from finetune import scoring, significance
+from finetune.loss import SequenceLoss
+
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "saw",
+    "one",
+    "red",
+    "apple",
+    "fall",
+    "from",
+    "an",
+    "old",
+    "tree",
+    "near",
+    "our",
+    "river",
+]
+
+
+def references() -> list[str]:
+    draw = numpy.random.default_rng(0)
+    return [" ".join(draw.choice(WORDS, size=12)) for _ in range(60)]
+
+
+def spoilt(share: float, seed: int) -> list[str]:
+    """The references with about `share` of their words replaced."""
+    draw = numpy.random.default_rng(seed)
+    return [" ".join(w if draw.random() > share else draw.choice(WORDS) for w in r.split()) for r in references()]
+
+
+def answers(predictions: list[str], nats: float = 20.0) -> significance.Answers:
+    rows = [{"record": i, "prompt": "", "reference": r} for i, r in enumerate(references())]
+    losses = [SequenceLoss(nats + i % 7, 10 + i % 3) for i in range(len(rows))]
+    return significance.answers(scoring.beside(rows, predictions, losses))
+
+
+GOOD, CLOSE, BAD = spoilt(0.2, 1), spoilt(0.2, 2), spoilt(0.5, 3)
+DRAWN = significance.resamples(60)
+
+
+def test_values_are_those_of_the_whole_test_set():
+    found = significance.scores([answers(GOOD)], DRAWN)
+    whole = scoring.score(GOOD, references())
+    assert found["bleu"][0] == pytest.approx(whole["bleu"])
+    assert found["rouge_l"][0] == pytest.approx(whole["rougeL"], abs=0.01)
+    assert found["test_loss"][0] == pytest.approx(
+        sum(20 + i % 7 for i in range(60)) / sum(10 + i % 3 for i in range(60))
+    )
+
+
+def test_a_resample_scores_like_the_examples_it_drew():
+    draw = DRAWN[7]
+    rows = [i for i, times in enumerate(draw) for _ in range(times)]
+    expected = sacrebleu.corpus_bleu([GOOD[i] for i in rows], [[references()[i] for i in rows]]).score
+    assert significance.scores([answers(GOOD)], DRAWN)["bleu"][7] == pytest.approx(expected)
+
+
+def test_bleu_interval_and_p_are_near_sacrebleus():
+    ours = {name: significance.scores([answers(p)], DRAWN)["bleu"] for name, p in (("close", CLOSE), ("bad", BAD))}
+    good = significance.scores([answers(GOOD)], DRAWN)["bleu"]
+    _, theirs = PairedTest(
+        [("good", GOOD), ("close", CLOSE), ("bad", BAD)],
+        {"BLEU": sacrebleu.BLEU(references=[references()])},
+        references=None,
+        test_type="bs",
+        n_samples=2000,
+    )()
+    first, close, bad = theirs["BLEU"]
+    mine = significance.estimate(good)
+    assert mine.value == pytest.approx(first.score)
+    assert (mine.high - mine.low) / 2 == pytest.approx(first.ci, rel=0.15)
+    assert significance.p_value(ours["close"] - good) == pytest.approx(close.p_value, abs=0.06)
+    assert significance.p_value(ours["bad"] - good) < 0.001 and bad.p_value < 0.001
+
+
+def test_several_seeds_are_averaged():
+    each = [significance.scores([answers(p)], DRAWN)["rouge_l"] for p in (GOOD, BAD)]
+    numpy.testing.assert_allclose(significance.scores([answers(GOOD), answers(BAD)], DRAWN)["rouge_l"], sum(each) / 2)
+
+
+def test_equal_answers_are_never_told_apart():
+    same = significance.scores([answers(GOOD)], DRAWN)
+    for score in significance.SCORES:
+        difference = same[score] - same[score]
+        assert significance.p_value(difference) == 1.0
+        assert not significance.estimate(difference).excludes(0)
