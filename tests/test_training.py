@@ -29,14 +29,14 @@ def train(workspace, tiny_models):
 def test_every_method_learns_and_is_scored_better_than_the_base(workspace, train, tiny_models, family, method):
     metrics = train(family, method)
     assert max(metrics["train_loss"], metrics["validation_loss"]) < 5.5  # ln(384) = 5.95 for a random model
-    assert metrics["trainable_parameters"] < metrics["total_parameters"] or method == "full"
-    for figure in ("peak_process_memory_gb", "tokens_per_second", "samples_per_second", "seconds_per_epoch"):
+    assert metrics["trained_parameters"] > 0
+    for figure in ("peak_process_gb", "tokens_per_second", "seconds_per_epoch"):
         assert metrics[figure] > 0
 
     stage("eval", "--base", "--model_name", tiny_models[family])
     stage("eval")
     base, tuned = (json.loads((workspace / f"metrics/{name}.json").read_text()) for name in ("base", "eval"))
-    assert tuned["test_loss"] < base["test_loss"] - 0.5
+    assert tuned["test_loss"] < base["base_test_loss"] - 0.5
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -129,7 +129,7 @@ def test_another_seed_gives_another_adapter_on_the_same_data(workspace, train):
     train("llama", "qlora")
     first = files_in(workspace / "models/tuned")["adapter_model.safetensors"]
     data = files_in(workspace / "data/prepared")
-    train("llama", "qlora", seed=1)
+    train("llama", "qlora", seed=2)
     assert files_in(workspace / "models/tuned")["adapter_model.safetensors"] != first
     assert files_in(workspace / "data/prepared") == data
 
