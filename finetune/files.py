@@ -46,7 +46,12 @@ def write_jsonl(path: Path, rows: list[dict]) -> None:
 
 def read_jsonl(path: Path) -> list[dict]:
     """Read what `write_jsonl` wrote."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return jsonl_rows(path.read_text(encoding="utf-8"))
+
+
+def jsonl_rows(text: str) -> list[dict]:
+    """The objects in the text that `write_jsonl` wrote; `str.splitlines` would also split inside strings, at U+2028."""
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def sha256(path: Path) -> str:

@@ -8,7 +8,9 @@ from fnmatch import fnmatchcase
 import pandas
 import yaml
 
+from finetune import lock
 from finetune.errors import UserError
+from finetune.files import jsonl_rows
 
 LIVE = "plots/live/plots/metrics"
 
@@ -48,19 +50,19 @@ class Run:
 
 
 def workspace() -> Run:
-    """The run whose results lie in the workspace. Raises UserError if there is none."""
+    """The run whose results lie in the workspace. Raises UserError if there is none, or params.yaml has changed since."""
     return _read(None, "workspace", "workspace", "run `dvc repro` first")
 
 
 def find(patterns: list[str]) -> list[Run]:
     """The runs that `patterns` name: DVC experiments, with * and ? as in a shell, or Git revisions.
 
-    Raises UserError for a pattern that names nothing, an experiment that failed or hasn't run, and one
-    without results.
+    Raises UserError for a pattern that names nothing, an experiment that failed or hasn't run, and one without
+    results, or with results of unlike runs.
     """
     known = _experiments()
     names = list(dict.fromkeys(name for pattern in patterns for name in _matching(pattern, known)))
-    return [_read(*known.get(name, (name, name)), name, f"run `dvc exp run -n {name}` first") for name in names]
+    return [_read(*known.get(name, (name, name)), name, "run it again, or `dvc push` where it ran") for name in names]
 
 
 def _experiments() -> dict[str, tuple[str, str]]:
@@ -117,14 +119,13 @@ def _read(revision: str | None, commit: str, name: str, remedy: str) -> Run:
                 f"{name}: no such experiment or revision; `dvc exp list --all-commits` lists the experiments"
             ) from None
         except (DvcException, OSError):
-            raise UserError(f"{name}: holds no {path}; {remedy}, or `dvc pull` if it ran elsewhere") from None
+            raise UserError(f"{name}: no {path} of it, here or in the remote; {remedy}") from None
 
     def table(path: str) -> pandas.DataFrame:
         return pandas.read_csv(io.StringIO(text(path)), sep="\t")
 
-    def rows(path: str) -> list[dict]:
-        return [json.loads(line) for line in text(path).splitlines()]
-
+    params, locked = (yaml.safe_load(text(path)) for path in ("params.yaml", "dvc.lock"))
+    lock.check(locked, params, name)
     metrics = ("data", "base", "train", "eval", "train.about", "eval.about")
     curve = table(f"{LIVE}/train/loss.tsv")
     for column in ("seconds", "tokens"):
@@ -132,18 +133,14 @@ def _read(revision: str | None, commit: str, name: str, remedy: str) -> Run:
     return Run(
         name=name,
         commit=commit,
-        params=yaml.safe_load(text("params.yaml")),
-        prepared=_hash_of("data/prepared", yaml.safe_load(text("dvc.lock"))),
+        params=params,
+        prepared=lock.output_hash(locked, "data/prepared"),
         metrics={metric: json.loads(text(f"metrics/{metric}.json")) for metric in metrics},
-        answers=rows("data/predictions/tuned.jsonl"),
-        base_answers=rows("data/predictions/base.jsonl"),
+        answers=jsonl_rows(text("data/predictions/tuned.jsonl")),
+        base_answers=jsonl_rows(text("data/predictions/base.jsonl")),
         curve=curve,
         memory=table("plots/memory.tsv"),
     )
-
-
-def _hash_of(path: str, lock: dict) -> str:
-    return next(out["md5"] for stage in lock["stages"].values() for out in stage.get("outs", []) if out["path"] == path)
 
 
 def _flat(tree: dict, path: str = "") -> dict:

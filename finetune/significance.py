@@ -84,10 +84,10 @@ def estimate(samples: numpy.ndarray) -> Estimate:
 
 
 def p_value(differences: numpy.ndarray) -> float:
-    """Of no difference, two-sided, by the paired bootstrap (Koehn 2004), as sacreBLEU computes it.
+    """Of no difference, two-sided, by the paired bootstrap (Koehn 2004; shift method of Riezler & Maxwell 2005, section 3).
 
-    The share of resamples whose difference, shifted to mean 0, is at least as large as the one observed
-    (Riezler & Maxwell 2005, section 3).
+    The share of resamples whose difference, shifted to mean 0, is at least as large as the one observed, either way.
+    sacreBLEU's own p is one-sided: it shifts the differences after it has dropped their signs.
     """
     observed, drawn = abs(differences[0]), differences[1:]
     beyond = numpy.sum(numpy.abs(drawn - drawn.mean()) >= observed)

@@ -82,6 +82,13 @@ def clone_of_the_working_tree(folder: Path) -> Path:
     return folder
 
 
+def commit(folder: Path, message: str) -> None:
+    """Commit everything in a clone."""
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
+    for step in (["add", "--all"], ["commit", "--quiet", "--message", message]):
+        subprocess.run([*git, *step], cwd=folder, check=True, capture_output=True)
+
+
 def dvc(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
     """Run DVC in a clone."""
     return command("dvc", *arguments, cwd=folder)

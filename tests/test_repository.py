@@ -11,7 +11,7 @@ import pytest
 import yaml
 from helpers import ROOT, command
 
-from finetune import report
+from finetune import comparison_table, report, sweep
 
 PLUMBING = {"cli", "errors", "files", "params", "report", "meter", "live"}
 """Modules that can't change what a stage computes."""
@@ -86,7 +86,12 @@ def test_the_lock_was_made_by_the_committed_code_and_params():
 
 def test_the_readmes_table_is_the_committed_comparison():
     data = json.loads((ROOT / "benchmarks/results/comparison.json").read_text())
-    assert report.in_readme("comparison", ROOT / "README.md") == report.markdown(data), "run `make compare`"
+    assert report.in_readme("comparison", ROOT / "README.md") == comparison_table.markdown(data), "run `make compare`"
+
+
+def test_the_readmes_sweep_is_the_committed_one():
+    data = json.loads((ROOT / "benchmarks/results/sweep.json").read_text())
+    assert report.in_readme("sweep", ROOT / "README.md") == sweep.markdown(data), "run `make sweep`"
 
 
 @pytest.mark.parametrize("name", ["cost", "scale"])
@@ -103,9 +108,9 @@ def test_what_the_readme_links_to_exists():
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("name", ["fetch", "prepare", "train", "eval", "infer", "compare", "plot"])
+@pytest.mark.parametrize("name", ["fetch", "prepare", "train", "eval", "infer", "compare", "plot", "sweep"])
 def test_help_comes_without_loading_torch(name, tmp_path):
     done = command(sys.executable, "-X", "importtime", ROOT / f"stages/{name}.py", "--help", cwd=tmp_path)
     assert done.returncode == 0 and "usage:" in done.stdout
     modules = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
-    assert "finetune.params" in modules and not modules & {"torch", "transformers", "datasets"}
+    assert "finetune.cli" in modules and not modules & {"torch", "transformers", "datasets"}

@@ -1,0 +1,35 @@
+"""dvc.lock: what the results that lie together were made of."""
+
+from finetune.errors import UserError
+
+
+def output_hash(lock: dict, path: str) -> str:
+    """MD5 of the output at `path`."""
+    return _outputs(lock)[path]
+
+
+def check(lock: dict, params: dict, name: str) -> None:
+    """That run `name`'s stages worked on each other's outputs, under `params` (the content of params.yaml).
+
+    Raises UserError if not: a stage was run alone, or params.yaml was edited since.
+    """
+    outputs = _outputs(lock)
+    for stage, entry in lock["stages"].items():
+        for dependency in entry.get("deps", []):
+            if outputs.get(dependency["path"], dependency["md5"]) != dependency["md5"]:
+                raise UserError(
+                    f"{name}: {stage} has not seen the {dependency['path']} that lies beside it; run all stages of it"
+                )
+        for key, value in entry.get("params", {}).get("params.yaml", {}).items():
+            if _at(params, key) != value:
+                raise UserError(f"{name}: {stage} ran with another {key} than params.yaml has now; run it again")
+
+
+def _outputs(lock: dict) -> dict[str, str]:
+    return {out["path"]: out["md5"] for entry in lock["stages"].values() for out in entry.get("outs", [])}
+
+
+def _at(tree: dict, dotted: str) -> object:
+    for key in dotted.split("."):
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree

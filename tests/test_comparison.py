@@ -1,0 +1,133 @@
+"""What a comparison says of runs whose truth is known: verdict, shares, flags, refusals."""
+
+import math
+from dataclasses import replace
+
+import pandas
+import pytest
+
+from finetune import comparison, comparison_table, page, samples, scoring, verdict
+from finetune.errors import UserError
+from finetune.loss import SequenceLoss
+from finetune.runs import Run
+
+REFERENCES = [f"The answer to question {n} is that {n} ships sail from the old harbour to town {n}." for n in range(40)]
+PROMPTS = [{"record": n, "prompt": f"Question {n}?", "reference": text} for n, text in enumerate(REFERENCES)]
+SETTINGS = {name: {"learning_rate": 1e-3, "epochs": 1} for name in comparison.METHODS}
+
+
+def answers(words: int, nats: float) -> list[dict]:
+    """Answers that are right in their first `words` words, at about `nats` per response token."""
+    said = [" ".join([*text.split()[:words], "no", "more"]) for text in REFERENCES]
+    return scoring.beside(PROMPTS, said, [SequenceLoss(10 * nats + n % 5, 10) for n in range(len(PROMPTS))])
+
+
+def run(method: str, seed: int = 1, words: int = 8, nats: float = 1.5, cost: float = 1.0, **changes) -> Run:
+    train = {key: cost for key in comparison.COSTS if key != "energy_kj"}
+    metrics = {
+        "data": {"train_records": 100},
+        "base": {},
+        "train": train,
+        "eval": {},
+        "train.about": {"hardware": "one machine", "versions": "torch 1"},
+        "eval.about": {"bleu_signature": "b", "rouge_signature": "r"},
+    }
+    curve = pandas.DataFrame({"step": [1, 2], "loss": [3.0, 2.0], "seconds": [1.0, 2.0], "tokens": [10, 20]})
+    made = Run(
+        name=f"{method}-{seed}",
+        commit="abc1234",
+        params={"method": method, "seed": seed, "model": {"source": "m"}, "methods": SETTINGS},
+        prepared="0123456789",
+        metrics=metrics,
+        answers=answers(words, nats),
+        base_answers=answers(4, 2.0),
+        curve=curve,
+        memory=pandas.DataFrame({"seconds": [0.0, 1.0], "process_gb": [1.0, 2.0], "device_gb": [0.5, 1.5]}),
+    )
+    return replace(made, **changes)
+
+
+def compared(*runs: Run) -> dict:
+    return comparison.compare(comparison.contenders(list(runs)))
+
+
+def test_a_sure_gain_and_its_share_are_said_in_words():
+    said = verdict.verdict(compared(run("qlora", words=8, nats=1.75, cost=0.4), run("full", words=12, cost=1.0)))
+    assert any("QLoRA keeps" in s and "50% [50, 50] of it in test loss" in s for s in said)
+    assert any("at 0.40 of the device memory and 0.40 of the training time on one machine" in s for s in said)
+    assert any(s.startswith("QLoRA is better than the base model in BLEU (+") for s in said)
+    assert any(s.startswith("QLoRA is worse than full fine-tuning in BLEU (-") for s in said)
+
+
+def test_equal_runs_cannot_be_told_apart():
+    said = verdict.verdict(compared(run("qlora"), run("full")))
+    assert "The data can't tell QLoRA and full fine-tuning apart in BLEU, ROUGE-L or test loss." in said
+
+
+def test_without_a_gain_no_share_is_given():
+    data = compared(run("qlora", words=4, nats=2.0), run("full", words=4, nats=2.0))
+    assert data["kept"] == {}
+    assert any("doesn't gain on the base model for certain" in s for s in verdict.verdict(data))
+
+
+def test_spread_over_seeds_stands_apart_from_the_interval():
+    data = compared(*(run("qlora", seed, nats=nats, cost=cost) for seed, nats, cost in ((1, 1.4, 2), (2, 1.6, 4))))
+    found = data["contenders"]["qlora"]
+    mean = sum(n % 5 for n in range(40)) / 400
+    assert found["scores"]["test_loss"]["seeds"] == pytest.approx([1.4 + mean, 1.6 + mean], abs=1e-3)
+    assert found["scores"]["test_loss"]["value"] == pytest.approx(1.5 + mean, abs=1e-3)
+    assert found["costs"]["train_seconds"] == {"median": 3, "least": 2, "most": 4}
+    table = comparison_table.markdown(data)
+    assert f"± {math.sqrt(2) / 10:.3f}" in table and "| Training time (s) | - | 3 (2 to 4) |" in table
+
+
+def test_what_the_runs_do_not_share_is_flagged():
+    other = {"hardware": "another machine", "versions": "torch 2"}
+    unlike = run("full", commit="def5678", prepared="9999999999")
+    unlike.metrics["train.about"] = other
+    flags = compared(run("qlora"), run("qlora", 2), unlike)["flags"]
+    for sentence in (
+        "The runs trained on different data: qlora-1, qlora-2: prepared data 01234567; full-1: prepared data 99999999.",
+        "The runs ran on different hardware, so costs don't compare: qlora-1, qlora-2: one machine; full-1: another machine.",
+        "The runs ran on different versions: qlora-1, qlora-2: torch 1; full-1: torch 2.",
+        "The runs started from different commits: qlora-1, qlora-2: abc1234; full-1: def5678.",
+        "Seeds differ: qlora 1, 2; full 1.",
+    ):
+        assert sentence in flags
+
+
+def test_like_runs_raise_no_flag():
+    assert compared(*(run(method, seed) for method in ("qlora", "full") for seed in (1, 2)))["flags"] == []
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        (run("full", answers=answers(5, 1.0)[1:]), "full-1 and qlora-1 were scored on different test sets"),
+        (
+            run("full", params={"method": "full", "seed": 1, "model": {"source": "n"}, "methods": SETTINGS}),
+            "full-1 and qlora-1 start from different base models",
+        ),
+        (run("qlora", name="again"), "again and qlora-1 have the same settings and seed; name one of them"),
+    ],
+)
+def test_runs_that_do_not_compare_are_refused(other, sentence):
+    with pytest.raises(UserError, match=sentence):
+        comparison.contenders([run("qlora"), other])
+
+
+def test_samples_are_the_widest_gaps():
+    uneven = answers(4, 1.0)
+    uneven[7] = answers(14, 1.0)[7]
+    found = comparison.contenders([run("qlora", words=4, answers=uneven), run("full", words=4)])
+    (best,) = samples.samples(found)["qlora best against full"]
+    assert best.prompt == "Question 7?" and set(best.answers) == {"base", "qlora", "full"}
+    assert best.answers["qlora"][1] > best.answers["full"][1]
+
+
+def test_the_page_escapes_what_models_say():
+    sly = answers(6, 1.0)
+    sly[3]["prediction"], sly[3]["rouge_l"] = "<script>alert(1)</script>", 100.0
+    found = comparison.contenders([run("qlora", answers=sly), run("full", words=4)])
+    html = page.html(found, comparison.compare(found))
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html and "<script" not in html
