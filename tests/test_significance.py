@@ -8,7 +8,8 @@ from sacrebleu.significance import PairedTest
 from finetune import scoring, significance
 from finetune.loss import SequenceLoss
 
-WORDS = "the cat sat on a mat and saw one red apple fall from an old tree near our river".split()
+TEXT = "the cat sat on a mat and saw one red apple fall from an old tree near our river"
+WORDS = TEXT.split()
 
 
 def references() -> list[str]:
