@@ -15,6 +15,7 @@ from finetune.figures import LOOK
 from finetune.verdict import TITLES
 
 STYLES = ("-", "--", ":", "-.")
+MARKERS = ("o", "^", "s", "D")
 """For several contenders of one method."""
 
 PARTS = {
@@ -57,7 +58,7 @@ def scores(data: dict) -> str:
             axes.plot(found["seeds"], [row + 0.22] * len(found["seeds"]), "|", color=color, markersize=6)
         axes.set(xlabel=AXIS[score])
         axes.grid(axis="x", alpha=0.3)
-    panels[0].set_yticks(range(len(columns)), [_name(data, label) for label in columns])
+    panels[0].set_yticks(range(len(columns)), [_name(label) for label in columns])
     panels[0].invert_yaxis()
     return _svg(figure)
 
@@ -76,7 +77,7 @@ def memory_parts(data: dict) -> str:
             left += width
         process = contender["costs"]["peak_process_gb"]["median"]
         axes.plot([process, process], [row - 0.4, row + 0.4], "k--", label="peak of the process" if row == 0 else None)
-    axes.set_yticks(range(len(found)), [_name(data, label) for label in found])
+    axes.set_yticks(range(len(found)), [_name(label) for label in found])
     axes.invert_yaxis()
     axes.set(xlabel="GB (10⁹ bytes), median over seeds", xlim=(0, None))
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
@@ -111,7 +112,7 @@ def memory(found: list[Contender]) -> str:
 def pareto(data: dict) -> str:
     """A column a cost, a row a score."""
     costs = {"peak_device_gb": "peak device memory (GB)", "train_seconds": "training time (s)"}
-    figure, rows = pyplot.subplots(2, 2, figsize=(11, 8), sharey="row", sharex="col")
+    figure, rows = pyplot.subplots(2, 2, figsize=(11, 8), sharey="row", sharex="col", layout="constrained")
     for panels, score in zip(rows, ("rouge_l", "test_loss"), strict=True):
         for axes, key in zip(panels, costs, strict=True):
             _pareto_panel(axes, data, score, key)
@@ -120,24 +121,25 @@ def pareto(data: dict) -> str:
             panels[0].invert_yaxis()
     for axes, title in zip(rows[-1], costs.values(), strict=True):
         axes.set(xlabel=title, xlim=(0, None))
+    figure.legend(*rows[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return _svg(figure)
 
 
 def _pareto_panel(axes, data: dict, score: str, key: str) -> None:
     points = []
-    for label, contender in data["contenders"].items():
-        cost, found = contender["costs"][key]["median"], contender["scores"][score]
-        points.append((cost, found["value"]))
-        axes.plot([cost, cost], [found["low"], found["high"]], color=_color(data, label), linewidth=1.5)
-        axes.plot(*points[-1], "o", color=_color(data, label), markersize=9)
-        axes.annotate(_name(data, label), points[-1], xytext=(8, 6), textcoords="offset points")
+    methods = [contender["method"] for contender in data["contenders"].values()]
+    for (label, contender), nth in zip(data["contenders"].items(), _nth_of_its_method(methods), strict=True):
+        found = contender["scores"][score]
+        points.append((contender["costs"][key]["median"], found["value"]))
+        reach = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
+        look = {"color": _color(data, label), "marker": MARKERS[nth], "label": _name(label)}
+        axes.errorbar(*points[-1], yerr=reach, linestyle="", markersize=8, **look)
     sign = -1 if score == "test_loss" else 1
     front = [p for p in sorted(points) if all(sign * p[1] > sign * q[1] or q[0] >= p[0] for q in points if q != p)]
     axes.plot(*zip(*front, strict=True), color="black", linewidth=0.8, linestyle=":", zorder=0)
     base = data["base"]["scores"][score]
     axes.axhspan(base["low"], base["high"], color=LOOK["base"]["color"], alpha=0.12, linewidth=0)
-    axes.axhline(base["value"], color=LOOK["base"]["color"], linewidth=1)
-    axes.annotate("base model", (0.99, base["value"]), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    axes.axhline(base["value"], color=LOOK["base"]["color"], linewidth=1, label=LOOK["base"]["label"])
     axes.grid(alpha=0.3)
 
 
@@ -148,16 +150,17 @@ def _each_run(axes, found: list[Contender], points: Callable) -> None:
 
 
 def _styles(found: list[Contender]) -> list[str]:
-    methods = [contender.method for contender in found]
-    return [STYLES[methods[:place].count(method) % len(STYLES)] for place, method in enumerate(methods)]
+    return [STYLES[nth] for nth in _nth_of_its_method([contender.method for contender in found])]
+
+
+def _nth_of_its_method(methods: list[str]) -> list[int]:
+    return [methods[:place].count(method) % len(STYLES) for place, method in enumerate(methods)]
 
 
 def _handles(found: list[Contender]) -> list[Line2D]:
     return [
-        Line2D(
-            [], [], color=LOOK[c.method]["color"], linestyle=style, label=LOOK.get(c.label, {"label": c.label})["label"]
-        )
-        for c, style in zip(found, _styles(found), strict=True)
+        Line2D([], [], color=LOOK[contender.method]["color"], linestyle=style, label=_name(contender.label))
+        for contender, style in zip(found, _styles(found), strict=True)
     ]
 
 
@@ -165,8 +168,8 @@ def _color(data: dict, label: str) -> str:
     return LOOK["base" if label == "base" else data["contenders"][label]["method"]]["color"]
 
 
-def _name(data: dict, label: str) -> str:
-    return LOOK.get(label, {"label": label})["label"]
+def _name(label: str) -> str:
+    return LOOK[label]["label"] if label in LOOK else label
 
 
 def _svg(figure) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas
 import pytest
 
-from finetune import comparison, comparison_table, page, samples, scoring, verdict
+from finetune import comparison, comparison_table, page, samples, scoring, significance, verdict
 from finetune.errors import UserError
 from finetune.loss import SequenceLoss
 from finetune.runs import Run
@@ -14,6 +14,11 @@ from finetune.runs import Run
 REFERENCES = [f"The answer to question {n} is that {n} ships sail from the old harbour to town {n}." for n in range(40)]
 PROMPTS = [{"record": n, "prompt": f"Question {n}?", "reference": text} for n, text in enumerate(REFERENCES)]
 SETTINGS = {name: {"learning_rate": 1e-3, "epochs": 1} for name in comparison.METHODS}
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(significance, "SAMPLES", 300)
 
 
 def answers(words: int, nats: float) -> list[dict]:
