@@ -6,13 +6,14 @@ from collections.abc import Callable
 import matplotlib
 
 matplotlib.use("Agg")
+import pandas
 from matplotlib import pyplot
 from matplotlib.lines import Line2D
 
 from finetune.comparison import Contender
 from finetune.comparison_table import COSTS
 from finetune.figures import LOOK
-from finetune.verdict import TITLES
+from finetune.verdict import LEVEL, TITLES
 
 STYLES = ("-", "--", ":", "-.")
 MARKERS = ("o", "^", "s", "D")
@@ -38,9 +39,10 @@ AXIS = {
 def charts(found: list[Contender], data: dict) -> dict[str, str]:
     """Title -> SVG."""
     return {
-        "Scores with 95% intervals; points are seeds": scores(data),
+        "Scores with 95% intervals; ticks are seeds": scores(data),
+        "Paired differences with 95% intervals; grey where the data can't tell the two apart": differences(data),
         "Peak device memory and its parts": memory_parts(data),
-        "Training loss (mean of 10 steps) against steps, time and tokens": loss(found),
+        "Training loss (mean of 10 steps) against steps, time and tokens; bold is the mean over seeds": loss(found),
         "Device memory while training": memory(found),
         "Quality against memory and time; the line joins what nothing beats in both": pareto(data),
     }
@@ -59,6 +61,25 @@ def scores(data: dict) -> str:
         axes.set(xlabel=AXIS[score])
         axes.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(range(len(columns)), [_name(label) for label in columns])
+    panels[0].invert_yaxis()
+    return _svg(figure)
+
+
+def differences(data: dict) -> str:
+    """A panel a score, a row a pair."""
+    pairs = data["differences"]
+    figure, panels = pyplot.subplots(1, len(TITLES), figsize=(11, 0.6 + 0.4 * len(pairs)), sharey=True)
+    for axes, score in zip(panels, TITLES, strict=True):
+        for row, pair in enumerate(pairs):
+            found = pair["scores"][score]
+            color = _color(data, pair["first"]) if found["p"] < LEVEL else "#AAAAAA"
+            axes.plot([found["low"], found["high"]], [row, row], color=color, linewidth=2)
+            axes.plot(found["value"], row, "o", color=color, markersize=7)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set(xlabel=f"difference in {TITLES[score]}")
+        axes.grid(axis="x", alpha=0.3)
+    names = [f"{_name(pair['first'])} - {_name(pair['second'])}" for pair in pairs]
+    panels[0].set_yticks(range(len(pairs)), names)
     panels[0].invert_yaxis()
     return _svg(figure)
 
@@ -89,14 +110,20 @@ def loss(found: list[Contender]) -> str:
     figure, panels = pyplot.subplots(1, 3, figsize=(13, 4), sharey=True)
     names = {"step": "optimizer step", "seconds": "training time (s)", "tokens": "training tokens"}
     for axes, (column, title) in zip(panels, names.items(), strict=True):
-        _each_run(
-            axes, found, lambda run, c=column: (run.curve[c], run.curve["loss"].rolling(10, min_periods=5).mean())
-        )
+        _each_run(axes, found, lambda run, c=column: (run.curve[c], _smooth(run.curve["loss"])), alpha=0.25)
+        for contender, style in zip(found, _styles(found), strict=True):
+            mean = pandas.concat([run.curve for run in contender.runs]).groupby("step", as_index=False).mean()
+            color = LOOK[contender.method]["color"]
+            axes.plot(mean[column], _smooth(mean["loss"]), style, color=color, linewidth=2)
         axes.set(xlabel=title)
         axes.grid(alpha=0.3)
     panels[0].set(ylabel="nats per response token")
     panels[0].legend(handles=_handles(found), frameon=False)
     return _svg(figure)
+
+
+def _smooth(values: pandas.Series) -> pandas.Series:
+    return values.rolling(10, min_periods=5).mean()
 
 
 def memory(found: list[Contender]) -> str:
@@ -143,10 +170,10 @@ def _pareto_panel(axes, data: dict, score: str, key: str) -> None:
     axes.grid(alpha=0.3)
 
 
-def _each_run(axes, found: list[Contender], points: Callable) -> None:
+def _each_run(axes, found: list[Contender], points: Callable, alpha: float = 0.8) -> None:
     for contender, style in zip(found, _styles(found), strict=True):
         for run in contender.runs:
-            axes.plot(*points(run), style, color=LOOK[contender.method]["color"], linewidth=1, alpha=0.8)
+            axes.plot(*points(run), style, color=LOOK[contender.method]["color"], linewidth=1, alpha=alpha)
 
 
 def _styles(found: list[Contender]) -> list[str]:

@@ -110,6 +110,7 @@ def _read(revision: str | None, commit: str, name: str, remedy: str) -> Run:
     import dvc.api
     from dvc.exceptions import DvcException
     from dvc.scm import SCMError
+    from dvc_data.index import DataIndexDirError
 
     def text(path: str) -> str:
         try:
@@ -118,7 +119,7 @@ def _read(revision: str | None, commit: str, name: str, remedy: str) -> Run:
             raise UserError(
                 f"{name}: no such experiment or revision; `dvc exp list --all-commits` lists the experiments"
             ) from None
-        except (DvcException, OSError):
+        except (DvcException, DataIndexDirError, OSError):
             raise UserError(f"{name}: no {path} of it, here or in the remote; {remedy}") from None
 
     def table(path: str) -> pandas.DataFrame:

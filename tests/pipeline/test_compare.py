@@ -57,7 +57,7 @@ def test_table_and_page_hold_every_figure(experiments):
 
     page = (experiments / "report/comparison.html").read_text()
     pictures = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
-    assert len(pictures) == 5 and all(b"<svg" in base64.b64decode(picture) for picture in pictures)
+    assert len(pictures) == 6 and all(b"<svg" in base64.b64decode(picture) for picture in pictures)
     assert not re.search(r'(src|href)="(?!data:)', page), "the page needs other files"
     for name in ("qlora-1", "qlora-2", "full-1"):
         assert f"<td>{name}</td>" in page
