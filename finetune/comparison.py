@@ -98,7 +98,8 @@ def compare(found: list[Contender]) -> dict:
         "base": {"scores": _scores(base, samples["base"])},
         "contenders": {c.label: _contender(c, _scores(answers[c.label], samples[c.label])) for c in found},
         "differences": [_difference(a, b, samples, answers) for a, b in _pairs(list(samples))],
-        "kept": _kept(found, samples),
+        "reference": _reference(found),
+        "kept": _kept(_reference(found), samples),
         "flags": flags(found),
         "training_examples": first["data"]["train_records"],
         "test_examples": len(runs[0].answers),
@@ -151,21 +152,24 @@ def _difference(a: str, b: str, samples: dict, answers: dict) -> dict:
     return {"first": a, "second": b, "scores": found}
 
 
-def _kept(found: list[Contender], samples: dict) -> dict[str, dict]:
+def _reference(found: list[Contender]) -> str | None:
+    """The one contender of the method `REFERENCE`; None if there are several, or none."""
+    labels = [contender.label for contender in found if contender.method == REFERENCE]
+    return labels[0] if len(labels) == 1 else None
+
+
+def _kept(reference: str | None, samples: dict) -> dict[str, dict]:
     """Each contender's share of the reference's gain over the base, where the reference has gained for certain."""
-    references = [c.label for c in found if c.method == REFERENCE]
-    if len(references) != 1:
-        return {}
-    (reference,) = references
     kept: dict[str, dict] = {}
+    if reference is None:
+        return kept
     for score in significance.SCORES:
         gain = samples[reference][score] - samples["base"][score]
         if not significance.estimate(gain).excludes(0):
             continue
-        for contender in found:
-            if contender.label != reference:
-                share = (samples[contender.label][score] - samples["base"][score]) / gain
-                kept.setdefault(contender.label, {})[score] = asdict(significance.estimate(share))
+        for label in [label for label in samples if label not in ("base", reference)]:
+            share = (samples[label][score] - samples["base"][score]) / gain
+            kept.setdefault(label, {})[score] = asdict(significance.estimate(share))
     return kept
 
 

@@ -1,7 +1,5 @@
 """What a comparison comes to, in words. A difference counts where its paired test has p < 0.05."""
 
-from finetune.comparison import REFERENCE
-
 TITLES = {"bleu": "BLEU", "rouge_l": "ROUGE-L", "test_loss": "test loss"}
 DIGITS = {"bleu": 1, "rouge_l": 1, "test_loss": 3}
 NAMES = {"base": "the base model", "qlora": "QLoRA", "lora": "LoRA", "full": "full fine-tuning"}
@@ -14,8 +12,7 @@ def verdict(data: dict) -> list[str]:
 
 
 def _shares(data: dict) -> list[str]:
-    sentences = []
-    reference = next((label for label, c in data["contenders"].items() if c["method"] == REFERENCE), None)
+    sentences, reference = [], data["reference"]
     for label, shares in data["kept"].items():
         kept = join(
             [

@@ -75,6 +75,14 @@ def test_without_a_gain_no_share_is_given():
     assert any("doesn't gain on the base model for certain" in s for s in verdict.verdict(data))
 
 
+def test_with_two_settings_of_full_fine_tuning_no_share_is_given():
+    other = run("full", words=10)
+    other.params["train"] = {"weight_decay": 0.1}
+    data = compared(run("qlora"), run("full", words=12), replace(other, name="decayed"))
+    assert list(data["contenders"]) == ["qlora", "full-1", "decayed"] and data["kept"] == {}
+    assert not any("gain" in sentence for sentence in verdict.verdict(data))
+
+
 def test_spread_over_seeds_stands_apart_from_the_interval():
     data = compared(*(run("qlora", seed, nats=nats, cost=cost) for seed, nats, cost in ((1, 1.4, 2), (2, 1.6, 4))))
     found = data["contenders"]["qlora"]
