@@ -55,8 +55,7 @@ def scores(data: dict) -> str:
     for axes, score in zip(panels, TITLES, strict=True):
         for row, (label, column) in enumerate(columns.items()):
             found, color = column["scores"][score], _color(data, label)
-            axes.plot([found["low"], found["high"]], [row, row], color=color, linewidth=2)
-            axes.plot(found["value"], row, "o", color=color, markersize=7)
+            _interval(axes, row, found, color)
             axes.plot(found["seeds"], [row + 0.22] * len(found["seeds"]), "|", color=color, markersize=6)
         axes.set(xlabel=AXIS[score])
         axes.grid(axis="x", alpha=0.3)
@@ -72,9 +71,7 @@ def differences(data: dict) -> str:
     for axes, score in zip(panels, TITLES, strict=True):
         for row, pair in enumerate(pairs):
             found = pair["scores"][score]
-            color = _color(data, pair["first"]) if found["p"] < LEVEL else "#AAAAAA"
-            axes.plot([found["low"], found["high"]], [row, row], color=color, linewidth=2)
-            axes.plot(found["value"], row, "o", color=color, markersize=7)
+            _interval(axes, row, found, _color(data, pair["first"]) if found["p"] < LEVEL else "#AAAAAA")
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set(xlabel=f"difference in {TITLES[score]}")
         axes.grid(axis="x", alpha=0.3)
@@ -82,6 +79,12 @@ def differences(data: dict) -> str:
     panels[0].set_yticks(range(len(pairs)), names)
     panels[0].invert_yaxis()
     return _svg(figure)
+
+
+def _interval(axes, row: int, found: dict, color: str) -> None:
+    """An estimate and its interval, lying in `row`."""
+    axes.plot([found["low"], found["high"]], [row, row], color=color, linewidth=2)
+    axes.plot(found["value"], row, "o", color=color, markersize=7)
 
 
 def memory_parts(data: dict) -> str:
@@ -108,11 +111,14 @@ def memory_parts(data: dict) -> str:
 def loss(found: list[Contender]) -> str:
     """Three panels that share the loss axis."""
     figure, panels = pyplot.subplots(1, 3, figsize=(13, 4), sharey=True)
+    means = [
+        pandas.concat([run.curve for run in contender.runs]).groupby("step", as_index=False).mean()
+        for contender in found
+    ]
     names = {"step": "optimizer step", "seconds": "training time (s)", "tokens": "training tokens"}
     for axes, (column, title) in zip(panels, names.items(), strict=True):
         _each_run(axes, found, lambda run, c=column: (run.curve[c], _smooth(run.curve["loss"])), alpha=0.25)
-        for contender, style in zip(found, _styles(found), strict=True):
-            mean = pandas.concat([run.curve for run in contender.runs]).groupby("step", as_index=False).mean()
+        for contender, mean, style in zip(found, means, _styles(found), strict=True):
             color = LOOK[contender.method]["color"]
             axes.plot(mean[column], _smooth(mean["loss"]), style, color=color, linewidth=2)
         axes.set(xlabel=title)

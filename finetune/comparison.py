@@ -93,13 +93,13 @@ def compare(found: list[Contender]) -> dict:
     base = [significance.answers(runs[0].base_answers)]
     answers = {"base": base} | {c.label: [significance.answers(run.answers) for run in c.runs] for c in found}
     samples = {label: significance.scores(these, drawn) for label, these in answers.items()}
-    first = runs[0].metrics
+    first, reference = runs[0].metrics, _reference(found)
     return {
         "base": {"scores": _scores(base, samples["base"])},
         "contenders": {c.label: _contender(c, _scores(answers[c.label], samples[c.label])) for c in found},
-        "differences": [_difference(a, b, samples, answers) for a, b in _pairs(list(samples))],
-        "reference": _reference(found),
-        "kept": _kept(_reference(found), samples),
+        "differences": [_difference(a, b, samples) for a, b in _pairs(list(samples))],
+        "reference": reference,
+        "kept": _kept(reference, samples) if reference else {},
         "flags": flags(found),
         "training_examples": first["data"]["train_records"],
         "test_examples": len(runs[0].answers),
@@ -144,7 +144,7 @@ def _pairs(labels: list[str]) -> list[tuple[str, str]]:
     return [(label, base) for label in others] + list(combinations(others, 2))
 
 
-def _difference(a: str, b: str, samples: dict, answers: dict) -> dict:
+def _difference(a: str, b: str, samples: dict) -> dict:
     found = {}
     for score in significance.SCORES:
         differences = samples[a][score] - samples[b][score]
@@ -158,18 +158,17 @@ def _reference(found: list[Contender]) -> str | None:
     return labels[0] if len(labels) == 1 else None
 
 
-def _kept(reference: str | None, samples: dict) -> dict[str, dict]:
+def _kept(reference: str, samples: dict) -> dict[str, dict]:
     """Each contender's share of the reference's gain over the base, where the reference has gained for certain."""
     kept: dict[str, dict] = {}
-    if reference is None:
-        return kept
     for score in significance.SCORES:
         gain = samples[reference][score] - samples["base"][score]
         if not significance.estimate(gain).excludes(0):
             continue
-        for label in [label for label in samples if label not in ("base", reference)]:
-            share = (samples[label][score] - samples["base"][score]) / gain
-            kept.setdefault(label, {})[score] = asdict(significance.estimate(share))
+        for label, these in samples.items():
+            if label not in ("base", reference):
+                share = (these[score] - samples["base"][score]) / gain
+                kept.setdefault(label, {})[score] = asdict(significance.estimate(share))
     return kept
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
+GIT = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
 METHODS = ("qlora", "lora", "full")
 FAST = {name: {"learning_rate": 0.01, "epochs": 4} for name in METHODS}
 """Settings under which a tiny model learns a few words in a second."""
@@ -73,7 +74,7 @@ def clone_of_the_working_tree(folder: Path) -> Path:
 
     Works from any checkout: another user's, or one without its .git.
     """
-    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t", f"--git-dir={folder / '.git'}"]
+    git = [*GIT, f"--git-dir={folder / '.git'}"]
     subprocess.run(["git", "init", "--quiet", folder], check=True)
     subprocess.run([*git, f"--work-tree={ROOT}", "add", "--all"], cwd=ROOT, check=True)
     subprocess.run([*git, "commit", "--quiet", "--message", "working tree"], cwd=folder, check=True)
@@ -84,9 +85,8 @@ def clone_of_the_working_tree(folder: Path) -> Path:
 
 def commit(folder: Path, message: str) -> None:
     """Commit everything in a clone."""
-    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
     for step in (["add", "--all"], ["commit", "--quiet", "--message", message]):
-        subprocess.run([*git, *step], cwd=folder, check=True, capture_output=True)
+        subprocess.run([*GIT, *step], cwd=folder, check=True, capture_output=True)
 
 
 def dvc(folder: Path, *arguments: object) -> subprocess.CompletedProcess:

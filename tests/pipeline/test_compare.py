@@ -105,8 +105,8 @@ def test_what_cannot_be_compared_is_refused_and_the_last_report_stays(experiment
     assert not drafts_in(experiments / "plots")
 
 
-def test_results_of_unlike_runs_are_refused(experiments):
-    done = dvc(experiments, "exp", "run", "--temp", "--name", "train-only", "-S", "seed=3", "train")
+def test_results_of_unlike_runs_are_refused(experiments, editable):
+    done = dvc(experiments, "exp", "run", "--name", "train-only", "-S", "seed=3", "train")
     assert done.returncode == 0, done.stderr
     refused = compare(experiments, "train-only")
     assert refused.returncode == 1
