@@ -36,10 +36,11 @@ def prepare(args: argparse.Namespace) -> Work:
 
     With --fill each training sequence is exactly that long: records end to end, every token a target.
     """
-    from datasets import Dataset
+    from datasets import Dataset, disable_caching
 
     from finetune import dataset, sources, tokenizers
 
+    disable_caching()  # datasets would keep what it maps and filters in data/prepared, which DVC tracks
     base = sources.base_folder(None)
     tokenizer = tokenizers.load(base)
     splits, _ = dataset.load(Path("data/prepared"), tokenizer)
