@@ -38,7 +38,8 @@ def prepare(args: argparse.Namespace) -> Work:
     """
     from datasets import Dataset, disable_caching
 
-    from finetune import dataset, sources, tokenizers
+    from finetune.data import dataset
+    from finetune.models import tokenizer
 
     disable_caching()  # datasets would keep what it maps and filters in data/prepared, which DVC tracks
     base = sources.base_folder(None)
@@ -85,8 +86,6 @@ class Result:
 def ours(work: Work, method: str, gauge, *, keep_dequantized: bool = True, **train_settings) -> Result:
     """This repository's trainer."""
     from datasets import DatasetDict
-
-    from finetune import models, training
 
     quantization = replace(work.settings.quantization, keep_dequantized=keep_dequantized)
     model = models.trainable(work.base, method, work.settings.lora, quantization)
@@ -141,7 +140,6 @@ def plain(work: Work, method: str, gauge, *, dropout: float = 0.05, **config) ->
 
 
 def _peer_model(work: Work, method: str, dtype):
-    from finetune import models
 
     return models.load_base(work.base, dtype, work.settings.quantization if method == "qlora" else None)
 
@@ -157,7 +155,6 @@ def _lora(work: Work, dropout: float):
 
 def _common(work: Work, method: params.Method, folder: str) -> dict:
     """Settings in which all peers are given what ours has."""
-    from finetune import hardware
 
     train = work.settings.train
     return dict(
@@ -182,7 +179,7 @@ def _common(work: Work, method: params.Method, folder: str) -> dict:
 def _run(trainer, work: Work) -> Result:
     from transformers import PrinterCallback
 
-    from finetune import loss
+    from finetune.kernels import loss
 
     trainer.remove_callback(PrinterCallback)
     started = time.perf_counter()
@@ -224,8 +221,6 @@ def matrix_rate() -> float:
     """bf16 operations a second that this machine reaches in one of the model's own matrix products, repeated."""
     import torch
 
-    from finetune import hardware
-
     x, weight = (torch.randn(rows, 576, device=hardware.device()).bfloat16() for rows in (1024, 1536))
 
     def run(times: int) -> float:
@@ -250,7 +245,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="folder of another base model with the same tokenizer")
     args = parser.parse_args()
 
-    from finetune import meter, models, training  # noqa: F401  (imported before the memory baseline is taken)
+    from finetune.costs import meter
+    from finetune.training import trainer  # noqa: F401  (imported before the memory baseline is taken)
 
     if args.name.startswith("trl"):
         import trl  # noqa: F401

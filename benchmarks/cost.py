@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import workers
 from contenders import CONTENDERS
 
-from finetune import cli, files, report
+from finetune import cli, files
 from finetune.errors import UserError
 
 RESULTS = Path("benchmarks/results")
@@ -40,8 +40,6 @@ def main() -> None:
 
     rounds = [one_round(turn, args) for turn in range(args.rounds)]
     decoding = {way: workers.run("decoding.py", way, "--prompts", args.prompts) for way in ("batched", "one by one")}
-
-    from finetune import hardware
 
     found = {
         "records": args.records,

@@ -18,7 +18,9 @@ CKPT = Path("models/tuned")
 
 def batched(prompts: list[list[int]], tokenizer, base: Path, max_new_tokens: int) -> tuple[list[str], float]:
     """What stages/eval.py does."""
-    from finetune import checkpoint, generation, models, params
+    from finetune import params
+    from finetune.evaluation import generation
+    from finetune.models import base
 
     model = models.load_tuned(CKPT, checkpoint.read_facts(CKPT), base)
     size = params.load().eval.decode_batch_size
@@ -30,7 +32,8 @@ def one_by_one(prompts: list[list[int]], tokenizer, base: Path, max_new_tokens: 
     import torch
     from peft import PeftModel
 
-    from finetune import hardware, models, params
+    from finetune import params
+    from finetune.models import base
 
     model = models.load_base(base, hardware.compute_dtype(), params.load().quantization)
     model = PeftModel.from_pretrained(model, CKPT).eval()
@@ -60,7 +63,8 @@ def main() -> None:
     parser.add_argument("--max_new_tokens", type=int, default=48, help="tokens per answer at most (default: 48)")
     args = parser.parse_args()
 
-    from finetune import dataset, sources, tokenizers
+    from finetune.data import dataset
+    from finetune.models import tokenizer
 
     base = sources.base_folder(None)
     tokenizer = tokenizers.load(base)

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import workers
 
-from finetune import cli, files, report
+from finetune import cli, files
 
 RESULTS = Path("benchmarks/results")
 NAMES = {"ours qlora": "#0072B2", "trl qlora": "#E69F00"}
@@ -44,8 +44,6 @@ def main() -> None:
             measure(name, sweep, value, folders) for sweep in SWEEPS for value in SWEEPS[sweep][1] for name in NAMES
         ]
 
-    from finetune import hardware
-
     found = {"hardware": hardware.describe(), "versions": hardware.versions(), "points": points}
     files.write_json(RESULTS / "scale.json", found)
     draw(points, RESULTS / "scale.png")
@@ -57,8 +55,6 @@ def random_model(folder: Path, shape: dict[str, int]) -> Path:
     """A model of the default's family and of `shape`, written to `folder`."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
-
-    from finetune import sources
 
     config = AutoConfig.from_pretrained(sources.base_folder(None), **shape)
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)

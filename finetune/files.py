@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
+
 
 @contextmanager
 def whole_folder(path: Path, keep: str | None = None) -> Iterator[Path]:
@@ -37,6 +39,21 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: dict) -> None:
     """Write `value` as indented JSON, keys in their order."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_yaml(path: Path, value: dict) -> None:
+    """Write `value` as YAML, keys in their order."""
+    write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+
+
+def read_yaml(path: Path) -> dict:
+    """Read what `write_yaml` wrote."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def read_json(path: Path) -> dict:
+    """Read what `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:

@@ -4,11 +4,12 @@ import difflib
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
 from finetune.errors import UserError
+from finetune.methods import METHODS
 
 
 def _number(minimum: float, maximum: float = float("inf"), *, above: bool = False) -> Any:
@@ -55,9 +56,9 @@ class Quantization:
 class Train:
     batch_size: int = _number(1)
     gradient_accumulation: int = _number(1)
-    tokens_per_pass: int = _number(1)
+    tokens_per_micro_batch: int = _number(1)
     gradient_checkpointing: bool
-    spare_memory: bool
+    release_freed_memory: bool
     scheduler: str = _choice("linear", "cosine", "constant_with_warmup")
     warmup: float = _number(0, 0.99)
     weight_decay: float = _number(0)
@@ -65,16 +66,9 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodSettings:
     learning_rate: float = _number(0, 1, above=True)
     epochs: float = _number(0, above=True)
-
-
-@dataclass(frozen=True)
-class Methods:
-    qlora: Method
-    lora: Method
-    full: Method
 
 
 @dataclass(frozen=True)
@@ -85,14 +79,15 @@ class Eval:
 
 @dataclass(frozen=True)
 class Params:
-    method: str = _choice("qlora", "lora", "full")
+    method: str = _choice(*METHODS)
     seed: int = _number(0)
     model: Model
     data: Data
     lora: Lora
     quantization: Quantization
     train: Train
-    methods: Methods
+    methods: dict[str, MethodSettings]
+    """By name, one for each of `METHODS`."""
     eval: Eval
 
 
@@ -128,25 +123,36 @@ def _set(tree: dict, keys: list[str], value: Any) -> None:
 
 
 def _build(cls: type, tree: Any, file: str, path: str) -> Any:
-    if not isinstance(tree, dict):
-        raise UserError(f"{path or file}: must be a group of keys, got {tree!r}")
     hints = get_type_hints(cls)
-    for key in tree:
-        if key not in hints:
-            close = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(hints)}"
-            raise UserError(f"{_dotted(path, key)}: unknown key in {file}{hint}")
+    _check_keys(tree, list(hints), file, path)
     values = {}
     for item in fields(cls):
-        dotted = _dotted(path, item.name)
-        if item.name not in tree:
-            raise UserError(f"{dotted}: missing from {file}")
-        kind = hints[item.name]
+        dotted, kind = _dotted(path, item.name), hints[item.name]
         if is_dataclass(kind):
             values[item.name] = _build(kind, tree[item.name], file, dotted)
+        elif get_origin(kind) is dict:
+            values[item.name] = _build_methods(tree[item.name], file, dotted)
         else:
             values[item.name] = _value(tree[item.name], kind, item.metadata, dotted)
     return cls(**values)
+
+
+def _build_methods(tree: Any, file: str, path: str) -> dict[str, MethodSettings]:
+    _check_keys(tree, list(METHODS), file, path)
+    return {name: _build(MethodSettings, tree[name], file, _dotted(path, name)) for name in METHODS}
+
+
+def _check_keys(tree: Any, known: list[str], file: str, path: str) -> None:
+    if not isinstance(tree, dict):
+        raise UserError(f"{path or file}: must be a group of keys, got {tree!r}")
+    for key in tree:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
+            raise UserError(f"{_dotted(path, key)}: unknown key in {file}{hint}")
+    for key in known:
+        if key not in tree:
+            raise UserError(f"{_dotted(path, key)}: missing from {file}")
 
 
 def _dotted(path: str, key: object) -> str:

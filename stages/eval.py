@@ -3,71 +3,69 @@
 import math
 from pathlib import Path
 
-from finetune import cli, params
+from finetune import cli, params, places
 
 
 def main() -> None:
-    parser = cli.parser(__doc__, "--ckpt", "--dataset", "--model_name", "--out_dir")
+    """Score the checkpoint, or the base model."""
+    parser = cli.parser(__doc__, ["--ckpt", "--dataset", "--model_name", "--out_dir"])
     parser.add_argument("--base", action="store_true", help="evaluate the base model instead of the checkpoint")
     args = parser.parse_args()
     p = params.load()
-    prepared = Path(args.dataset or "data/prepared")
-    folder, metrics, _ = cli.places(args.out_dir, "data/predictions")
-    name = "base" if args.base else "tuned"
+    out = places.places(args.out_dir, places.PREDICTIONS)
+    answers_name, metrics_name = ("base", "base") if args.base else ("tuned", "eval")
 
-    from finetune import (
-        checkpoint,
-        dataset,
-        files,
-        generation,
-        hardware,
-        loss,
-        models,
-        scoring,
-        sources,
-        tokenizers,
-    )
+    from finetune import device, files
+    from finetune.data import prepared
+    from finetune.evaluation import scoring
+    from finetune.evaluation.generation import generate
+    from finetune.kernels.loss import mean_loss, sequence_losses
+    from finetune.models import tokenizer as tokenizers
+    from finetune.models.adapters import load_tuned
+    from finetune.models.base import load_base
+    from finetune.models.saved import read_facts
+    from finetune.sources.fetch import base_folder
 
     if args.base:
-        base = sources.base_folder(args.model_name)
+        base = base_folder(args.model_name)
         tokenizer = tokenizers.load(base)
-        model = models.load_base(base, hardware.compute_dtype())
+        model = load_base(base, device.compute_dtype())
     else:
-        facts = checkpoint.read_facts(args.ckpt)
+        facts = read_facts(args.ckpt)
         tokenizer = tokenizers.load(args.ckpt)
-        model = models.load_tuned(args.ckpt, facts, args.model_name)
-    test = dataset.load(prepared, tokenizer)[0]["test"]
+        model = load_tuned(args.ckpt, facts, args.model_name)
+    test = prepared.load(Path(args.dataset or places.PREPARED), tokenizer)[0]["test"]
 
-    losses = loss.sequence_losses(model, test)
-    answers = generation.generate(
+    losses = sequence_losses(model, test)
+    answers = generate(
         model,
         tokenizer,
-        dataset.prompt_ids(test),
+        prepared.prompt_ids(test),
         batch_size=p.eval.decode_batch_size,
         max_new_tokens=p.eval.max_new_tokens,
         progress=lambda done: print(f"answered {done} of {len(test)} test prompts", flush=True),
     )
     scores = scoring.score(answers, test["reference"])
+    test_loss = mean_loss(losses)
 
-    test_loss = loss.mean_loss(losses)
-
-    files.write_jsonl(folder / f"{name}.jsonl", scoring.beside(test, answers, losses))
+    files.write_jsonl(out.folder / f"{answers_name}.jsonl", scoring.beside(test, answers, losses))
     report = {
         "bleu": round(scores["bleu"], 2),
         "rouge_l": round(scores["rougeL"], 2),
+        "test_loss": round(test_loss, 4),
+    }
+    facts_beside = {
         "rouge_1": round(scores["rouge1"], 2),
         "rouge_2": round(scores["rouge2"], 2),
-        "test_loss": round(test_loss, 4),
         "perplexity": round(math.exp(test_loss), 3),
+        "bleu_signature": scores["bleu_signature"],
+        "rouge_signature": scores["rouge_signature"],
     }
-    metric, prefix = ("base", "base_") if args.base else ("eval", "")
-    files.write_json(metrics / f"{metric}.json", {f"{prefix}{key}": value for key, value in report.items()})
-    files.write_json(
-        metrics / f"{metric}.about.json",
-        {"bleu_signature": scores["bleu_signature"], "rouge_signature": scores["rouge_signature"]},
-    )
-    for key, value in report.items():
-        print(f"{key:>10}  {value}")
+    files.write_json(out.metrics / f"{metrics_name}.json", report)
+    files.write_json(out.metrics / f"{metrics_name}.facts.json", facts_beside)
+    for key, value in (report | facts_beside).items():
+        print(f"{key:>16}  {value}")
 
 
-cli.run(main)
+if __name__ == "__main__":
+    cli.run(main)

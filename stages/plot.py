@@ -1,21 +1,28 @@
 """Draw the figures of the last run from the tables and predictions that train and eval wrote."""
 
-from pathlib import Path
-
-from finetune import cli, figures, files, params
+from finetune import cli, files, params, places
 
 
 def main() -> None:
+    """Draw plots/*.png."""
     cli.parser(__doc__).parse_args()
     p = params.load()
-    plots, live = Path("plots"), Path("plots/live/plots/metrics")
 
-    figures.loss(live / "train/loss.tsv", live / "validation/loss.tsv", p.method, plots / "loss.png")
-    figures.learning_rate(live / "train/learning_rate.tsv", p.method, plots / "learning_rate.png")
-    figures.memory(plots / "memory.tsv", p.method, plots / "memory.png")
-    base, tuned = (files.read_jsonl(Path(f"data/predictions/{name}.jsonl")) for name in ("base", "tuned"))
-    figures.quality(Path("metrics/base.json"), Path("metrics/eval.json"), p.method, plots / "quality.png")
-    figures.gain(base, tuned, p.method, plots / "gain.png")
+    from finetune.figures import run as figures
+    from finetune.methods import METHODS
+
+    method, plots, curves = METHODS[p.method], places.PLOTS, places.PLOTS / places.CURVES
+    figures.loss(curves / "train/loss.tsv", curves / "validation/loss.tsv", method, plots / "loss.png")
+    figures.learning_rate(curves / "train/learning_rate.tsv", method, plots / "learning_rate.png")
+    figures.memory(plots / places.MEMORY_TABLE, method, plots / "memory.png")
+    base, tuned = (files.read_jsonl(places.PREDICTIONS / f"{name}.jsonl") for name in ("base", "tuned"))
+    figures.gain(base, tuned, method, plots / "gain.png")
+    base_scores, tuned_scores = (
+        files.read_json(places.METRICS / f"{name}.json") | files.read_json(places.METRICS / f"{name}.facts.json")
+        for name in ("base", "eval")
+    )
+    figures.quality(base_scores, tuned_scores, method, plots / "quality.png")
 
 
-cli.run(main)
+if __name__ == "__main__":
+    cli.run(main)

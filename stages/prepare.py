@@ -2,20 +2,25 @@
 
 from pathlib import Path
 
-from finetune import cli, params
+from finetune import cli, params, places
 
 
 def main() -> None:
-    parser = cli.parser(__doc__, "--size", "--model_name", "--dataset", "--out_dir")
-    args = parser.parse_args()
+    """Make data/prepared out of data/raw."""
+    args = cli.parser(__doc__, ["--size", "--model_name", "--dataset", "--out_dir"]).parse_args()
     p = params.load({"data.size": args.size})
-    raw = Path(args.dataset or "data/raw")
-    folder, metrics, plots = cli.places(args.out_dir, "data/prepared")
-    cli.check_replaceable(folder, "facts.json")
+    raw = Path(args.dataset or places.RAW)
+    out = places.places(args.out_dir, places.PREPARED)
+    cli.check_replaceable(out.folder)
 
-    from finetune import dataset, figures, files, records, sources, tokenizers
+    from finetune import files
+    from finetune.data import dataset, prepared, records
+    from finetune.figures import run as figures
+    from finetune.models import tokenizer as tokenizers
+    from finetune.sources.fetch import base_folder
+    from finetune.sources.provenance import provenance
 
-    base = sources.base_folder(args.model_name)
+    base = base_folder(args.model_name)
     tokenizer = tokenizers.load(base)
     tokenizers.check_fits(base, p.data.max_length)
     good, dropped = records.read_records(raw, p.data.on_bad_record)
@@ -30,12 +35,13 @@ def main() -> None:
     splits = dataset.split(rows, validation=p.data.validation, test=p.data.test)
     statistics = dataset.statistics(splits, len(good) + dropped.total(), dropped + too_long)
 
-    facts = {"template": p.data.template, "tokenizer": dataset.tokenizer_id(tokenizer), "data": sources.provenance(raw)}
-    dataset.save(splits, facts, folder)
-    files.write_json(metrics / "data.json", statistics)
-    figures.lengths(splits, p.data.max_length, plots / "lengths.png")
+    facts = {"template": p.data.template, "tokenizer": prepared.tokenizer_id(tokenizer), "data": provenance(raw)}
+    dataset.save(splits, facts, out.folder)
+    files.write_json(out.metrics / "data.json", statistics)
+    figures.lengths(splits, p.data.max_length, out.plots / "lengths.png")
     for name, value in statistics.items():
         print(f"{name:>24}  {value}")
 
 
-cli.run(main)
+if __name__ == "__main__":
+    cli.run(main)

@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 from helpers import write_params
 
-from finetune import sources
-
 
 @pytest.fixture(scope="session")
 def words() -> list[dict]:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from helpers import ROOT, command
 
-from finetune import comparison_table, report, sweep
+from finetune.experiments import sweep
 
 PLUMBING = {"cli", "errors", "files", "params", "report", "meter", "live"}
 """Modules that can't change what a stage computes."""

@@ -1,26 +1,30 @@
 """Stream an answer to a prompt from a fine-tuned model."""
 
-from finetune import cli, errors, params
+from collections.abc import Sequence
+
+from finetune import cli, params
+from finetune.errors import UserError
 
 
-def main() -> None:
-    parser = cli.parser(__doc__, "--ckpt")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Answer --prompt. Raises UserError for an empty prompt, or no fine-tuned model."""
+    parser = cli.parser(__doc__, ["--ckpt"], prog="finetune infer")
     parser.add_argument("--prompt", required=True, help=r"an instruction, or '### Instruction:\n…\n\n### Input:\n…'")
     parser.add_argument("--max_new_tokens", type=int, metavar="N", help="tokens at most (eval.max_new_tokens)")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     p = params.load({"eval.max_new_tokens": args.max_new_tokens})
 
-    from finetune import checkpoint, generation, models, prompts, tokenizers
+    from finetune.data import prompts
+    from finetune.evaluation.generation import stream
+    from finetune.models import tokenizer as tokenizers
+    from finetune.models.adapters import load_tuned
+    from finetune.models.saved import read_facts
 
-    facts = checkpoint.read_facts(args.ckpt)
+    facts = read_facts(args.ckpt)
     instruction, context = prompts.parse(prompts.unescape(args.prompt))
     if not instruction:
-        raise errors.UserError("--prompt: holds no instruction; write what the model shall do")
+        raise UserError("--prompt: holds no instruction; write what the model shall do")
     tokenizer = tokenizers.load(args.ckpt)
     prompt = prompts.render(facts["template"], tokenizer, instruction, context)
     ids = prompts.prompt_tokens(facts["template"], tokenizer, prompt)
-    model = models.load_tuned(args.ckpt, facts)
-    generation.stream(model, tokenizer, ids, p.eval.max_new_tokens)
-
-
-cli.run(main)
+    stream(load_tuned(args.ckpt, facts), tokenizer, ids, p.eval.max_new_tokens)

@@ -1,23 +1,21 @@
 """Search each method's learning rate and epochs by the validation loss, as a queue of DVC experiments."""
 
-from pathlib import Path
+from collections.abc import Sequence
 
-from finetune import cli, files, report, sweep
-
-RESULTS = Path("benchmarks/results/sweep.json")
+from finetune import cli, files, generated, places
 
 
-def main() -> None:
-    parser = cli.parser(__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Search, and write the results and their table."""
+    parser = cli.parser(__doc__, prog="finetune sweep")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials to run at a time (default: 1)")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+
+    from finetune.experiments import sweep
 
     losses = sweep.search(lambda trials: sweep.run_experiments(trials, args.jobs), sweep.read_experiments)
 
-    found = sweep.as_data(losses)
-    files.write_json(RESULTS, found)
-    report.put_in_readme("sweep", sweep.markdown(found), Path("README.md"))
-    print(sweep.markdown(found))
-
-
-cli.run(main)
+    results = sweep.as_data(losses)
+    files.write_json(places.RESULTS / "sweep.json", results)
+    generated.put("sweep", sweep.markdown(results))
+    print(sweep.markdown(results))

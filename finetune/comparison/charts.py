@@ -8,42 +8,33 @@ import matplotlib
 matplotlib.use("Agg")
 import pandas
 from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from finetune.comparison import Contender
-from finetune.comparison_table import COSTS
-from finetune.figures import LOOK
-from finetune.verdict import LEVEL, TITLES
+from finetune.comparison.contenders import Contender
+from finetune.comparison.significance import SIGNIFICANCE_LEVEL
+from finetune.measures import COSTS, MEMORY_PARTS, SCORES, Measure
+from finetune.methods import BASE, METHODS, Look
 
 STYLES = ("-", "--", ":", "-.")
 MARKERS = ("o", "^", "s", "D")
 """For several contenders of one method."""
 
-PARTS = {
-    "weights_gb": "#0072B2",
-    "adapters_gb": "#009E73",
-    "gradients_gb": "#E69F00",
-    "optimizer_gb": "#D55E00",
-    "activations_gb": "#CC79A7",
-    "rest_gb": "#BBBBBB",
-}
-"""Colours of the parts of memory."""
-
-AXIS = {
-    "bleu": "BLEU (0 to 100)",
-    "rouge_l": "ROUGE-L (0 to 100)",
-    "test_loss": "test loss (nats per response token)",
-}
+PART_COLORS = ("#0072B2", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#BBBBBB")
+"""Of `MEMORY_PARTS`, in their order."""
 
 
-def charts(found: list[Contender], data: dict) -> dict[str, str]:
+def charts(contenders: list[Contender], data: dict) -> dict[str, str]:
     """Title -> SVG."""
     return {
         "Scores with 95% intervals; ticks are seeds": scores(data),
         "Paired differences with 95% intervals; grey where the data can't tell the two apart": differences(data),
         "Peak device memory and its parts": memory_parts(data),
-        "Training loss (mean of 10 steps) against steps, time and tokens; bold is the mean over seeds": loss(found),
-        "Device memory while training": memory(found),
+        "Training loss (mean of 10 steps) against steps, time and tokens; bold is the mean over seeds": loss(
+            contenders
+        ),
+        "Device memory while training": memory(contenders),
         "Quality against memory and time; the line joins what nothing beats in both": pareto(data),
     }
 
@@ -51,13 +42,13 @@ def charts(found: list[Contender], data: dict) -> dict[str, str]:
 def scores(data: dict) -> str:
     """A panel a score, a row a contender."""
     columns = {"base": data["base"]} | data["contenders"]
-    figure, panels = pyplot.subplots(1, len(TITLES), figsize=(11, 0.6 + 0.45 * len(columns)), sharey=True)
-    for axes, score in zip(panels, TITLES, strict=True):
+    figure, panels = pyplot.subplots(1, len(SCORES), figsize=(11, 0.6 + 0.45 * len(columns)), sharey=True)
+    for axes, measure in zip(panels, SCORES.values(), strict=True):
         for row, (label, column) in enumerate(columns.items()):
-            found, color = column["scores"][score], _color(data, label)
-            _interval(axes, row, found, color)
-            axes.plot(found["seeds"], [row + 0.22] * len(found["seeds"]), "|", color=color, markersize=6)
-        axes.set(xlabel=AXIS[score])
+            estimate, color = column["scores"][measure.key], _look(data, label).color
+            _interval(axes, row, estimate, color)
+            axes.plot(estimate["seeds"], [row + 0.22] * len(estimate["seeds"]), "|", color=color, markersize=6)
+        axes.set(xlabel=measure.heading)
         axes.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(range(len(columns)), [_name(label) for label in columns])
     panels[0].invert_yaxis()
@@ -67,13 +58,14 @@ def scores(data: dict) -> str:
 def differences(data: dict) -> str:
     """A panel a score, a row a pair."""
     pairs = data["differences"]
-    figure, panels = pyplot.subplots(1, len(TITLES), figsize=(11, 0.6 + 0.4 * len(pairs)), sharey=True)
-    for axes, score in zip(panels, TITLES, strict=True):
+    figure, panels = pyplot.subplots(1, len(SCORES), figsize=(11, 0.6 + 0.4 * len(pairs)), sharey=True)
+    for axes, measure in zip(panels, SCORES.values(), strict=True):
         for row, pair in enumerate(pairs):
-            found = pair["scores"][score]
-            _interval(axes, row, found, _color(data, pair["first"]) if found["p"] < LEVEL else "#AAAAAA")
+            estimate = pair["scores"][measure.key]
+            sure = estimate["p"] < SIGNIFICANCE_LEVEL
+            _interval(axes, row, estimate, _look(data, pair["first"]).color if sure else "#AAAAAA")
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set(xlabel=f"difference in {TITLES[score]}")
+        axes.set(xlabel=f"difference in {measure.title}")
         axes.grid(axis="x", alpha=0.3)
     names = [f"{_name(pair['first'])} - {_name(pair['second'])}" for pair in pairs]
     panels[0].set_yticks(range(len(pairs)), names)
@@ -81,50 +73,48 @@ def differences(data: dict) -> str:
     return _svg(figure)
 
 
-def _interval(axes, row: int, found: dict, color: str) -> None:
+def _interval(axes: Axes, row: int, estimate: dict, color: str) -> None:
     """An estimate and its interval, lying in `row`."""
-    axes.plot([found["low"], found["high"]], [row, row], color=color, linewidth=2)
-    axes.plot(found["value"], row, "o", color=color, markersize=7)
+    axes.plot([estimate["low"], estimate["high"]], [row, row], color=color, linewidth=2)
+    axes.plot(estimate["value"], row, "o", color=color, markersize=7)
 
 
 def memory_parts(data: dict) -> str:
     """Stacked bars; a dash marks the peak of the whole process."""
-    found = data["contenders"]
-    figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.5 * len(found)))
-    for row, contender in enumerate(found.values()):
+    contenders = data["contenders"]
+    figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.5 * len(contenders)))
+    for row, contender in enumerate(contenders.values()):
         left = 0.0
-        for key, color in PARTS.items():
-            width = max(0.0, contender["costs"][key]["median"])
-            axes.barh(
-                row, width, left=left, color=color, label=COSTS[key][0].removeprefix("of which ") if row == 0 else None
-            )
+        for measure, color in zip(MEMORY_PARTS.values(), PART_COLORS, strict=True):
+            width = max(0.0, contender["costs"][measure.key]["median"])
+            axes.barh(row, width, left=left, color=color, label=measure.title if row == 0 else None)
             left += width
         process = contender["costs"]["peak_process_gb"]["median"]
         axes.plot([process, process], [row - 0.4, row + 0.4], "k--", label="peak of the process" if row == 0 else None)
-    axes.set_yticks(range(len(found)), [_name(label) for label in found])
+    axes.set_yticks(range(len(contenders)), [_name(label) for label in contenders])
     axes.invert_yaxis()
     axes.set(xlabel="GB (10⁹ bytes), median over seeds", xlim=(0, None))
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return _svg(figure)
 
 
-def loss(found: list[Contender]) -> str:
+def loss(contenders: list[Contender]) -> str:
     """Three panels that share the loss axis."""
     figure, panels = pyplot.subplots(1, 3, figsize=(13, 4), sharey=True)
     means = [
         pandas.concat([run.curve for run in contender.runs]).groupby("step", as_index=False).mean()
-        for contender in found
+        for contender in contenders
     ]
     names = {"step": "optimizer step", "seconds": "training time (s)", "tokens": "training tokens"}
     for axes, (column, title) in zip(panels, names.items(), strict=True):
-        _each_run(axes, found, lambda run, c=column: (run.curve[c], _smooth(run.curve["loss"])), alpha=0.25)
-        for contender, mean, style in zip(found, means, _styles(found), strict=True):
-            color = LOOK[contender.method]["color"]
+        _each_run(axes, contenders, lambda run, c=column: (run.curve[c], _smooth(run.curve["loss"])), alpha=0.25)
+        for contender, mean, style in zip(contenders, means, _styles(contenders), strict=True):
+            color = METHODS[contender.method].color
             axes.plot(mean[column], _smooth(mean["loss"]), style, color=color, linewidth=2)
         axes.set(xlabel=title)
         axes.grid(alpha=0.3)
     panels[0].set(ylabel="nats per response token")
-    panels[0].legend(handles=_handles(found), frameon=False)
+    panels[0].legend(handles=_handles(contenders), frameon=False)
     return _svg(figure)
 
 
@@ -132,80 +122,82 @@ def _smooth(values: pandas.Series) -> pandas.Series:
     return values.rolling(10, min_periods=5).mean()
 
 
-def memory(found: list[Contender]) -> str:
+def memory(contenders: list[Contender]) -> str:
     """From before the model is loaded to the end of training, validation included."""
     figure, axes = pyplot.subplots(figsize=(8, 4))
-    _each_run(axes, found, lambda run: (run.memory["seconds"], run.memory["device_gb"]))
+    _each_run(axes, contenders, lambda run: (run.memory["seconds"], run.memory["device_gb"]))
     axes.set(xlabel="seconds since the start", ylabel="GB (10⁹ bytes)", ylim=(0, None))
     axes.grid(alpha=0.3)
-    axes.legend(handles=_handles(found), frameon=False)
+    axes.legend(handles=_handles(contenders), frameon=False)
     return _svg(figure)
 
 
 def pareto(data: dict) -> str:
     """A column a cost, a row a score."""
-    costs = {"peak_device_gb": "peak device memory (GB)", "train_seconds": "training time (s)"}
+    costs = (COSTS["peak_device_gb"], COSTS["train_seconds"])
+    chosen = (SCORES["rouge_l"], SCORES["test_loss"])
     figure, rows = pyplot.subplots(2, 2, figsize=(11, 8), sharey="row", sharex="col", layout="constrained")
-    for panels, score in zip(rows, ("rouge_l", "test_loss"), strict=True):
-        for axes, key in zip(panels, costs, strict=True):
-            _pareto_panel(axes, data, score, key)
-        panels[0].set(ylabel=AXIS[score])
-        if score == "test_loss":
+    for panels, score in zip(rows, chosen, strict=True):
+        for axes, cost in zip(panels, costs, strict=True):
+            _pareto_panel(axes, data, score, cost)
+        panels[0].set(ylabel=score.heading)
+        if score.less_is_better:
             panels[0].invert_yaxis()
-    for axes, title in zip(rows[-1], costs.values(), strict=True):
-        axes.set(xlabel=title, xlim=(0, None))
+    for axes, cost in zip(rows[-1], costs, strict=True):
+        axes.set(xlabel=cost.heading, xlim=(0, None))
     figure.legend(*rows[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return _svg(figure)
 
 
-def _pareto_panel(axes, data: dict, score: str, key: str) -> None:
+def _pareto_panel(axes: Axes, data: dict, score: Measure, cost: Measure) -> None:
     points = []
     methods = [contender["method"] for contender in data["contenders"].values()]
     for (label, contender), nth in zip(data["contenders"].items(), _nth_of_its_method(methods), strict=True):
-        found = contender["scores"][score]
-        points.append((contender["costs"][key]["median"], found["value"]))
-        reach = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
-        look = {"color": _color(data, label), "marker": MARKERS[nth], "label": _name(label)}
+        estimate = contender["scores"][score.key]
+        points.append((contender["costs"][cost.key]["median"], estimate["value"]))
+        reach = [[estimate["value"] - estimate["low"]], [estimate["high"] - estimate["value"]]]
+        look = {"color": _look(data, label).color, "marker": MARKERS[nth], "label": _name(label)}
         axes.errorbar(*points[-1], yerr=reach, linestyle="", markersize=8, **look)
-    sign = -1 if score == "test_loss" else 1
-    front = [p for p in sorted(points) if all(sign * p[1] > sign * q[1] or q[0] >= p[0] for q in points if q != p)]
+    # A point is on the front if whatever is at least as good costs at least as much.
+    front = [p for p in sorted(points) if all(score.better(p[1] - q[1]) or q[0] >= p[0] for q in points if q != p)]
     axes.plot(*zip(*front, strict=True), color="black", linewidth=0.8, linestyle=":", zorder=0)
-    base = data["base"]["scores"][score]
-    axes.axhspan(base["low"], base["high"], color=LOOK["base"]["color"], alpha=0.12, linewidth=0)
-    axes.axhline(base["value"], color=LOOK["base"]["color"], linewidth=1, label=LOOK["base"]["label"])
+    base = data["base"]["scores"][score.key]
+    axes.axhspan(base["low"], base["high"], color=BASE.color, alpha=0.12, linewidth=0)
+    axes.axhline(base["value"], color=BASE.color, linewidth=1, label=BASE.label)
     axes.grid(alpha=0.3)
 
 
-def _each_run(axes, found: list[Contender], points: Callable, alpha: float = 0.8) -> None:
-    for contender, style in zip(found, _styles(found), strict=True):
+def _each_run(axes: Axes, contenders: list[Contender], points: Callable, alpha: float = 0.8) -> None:
+    for contender, style in zip(contenders, _styles(contenders), strict=True):
         for run in contender.runs:
-            axes.plot(*points(run), style, color=LOOK[contender.method]["color"], linewidth=1, alpha=alpha)
+            axes.plot(*points(run), style, color=METHODS[contender.method].color, linewidth=1, alpha=alpha)
 
 
-def _styles(found: list[Contender]) -> list[str]:
-    return [STYLES[nth] for nth in _nth_of_its_method([contender.method for contender in found])]
+def _styles(contenders: list[Contender]) -> list[str]:
+    return [STYLES[nth] for nth in _nth_of_its_method([contender.method for contender in contenders])]
 
 
 def _nth_of_its_method(methods: list[str]) -> list[int]:
     return [methods[:place].count(method) % len(STYLES) for place, method in enumerate(methods)]
 
 
-def _handles(found: list[Contender]) -> list[Line2D]:
+def _handles(contenders: list[Contender]) -> list[Line2D]:
     return [
-        Line2D([], [], color=LOOK[contender.method]["color"], linestyle=style, label=_name(contender.label))
-        for contender, style in zip(found, _styles(found), strict=True)
+        Line2D([], [], color=METHODS[contender.method].color, linestyle=style, label=_name(contender.label))
+        for contender, style in zip(contenders, _styles(contenders), strict=True)
     ]
 
 
-def _color(data: dict, label: str) -> str:
-    return LOOK["base" if label == "base" else data["contenders"][label]["method"]]["color"]
+def _look(data: dict, label: str) -> Look:
+    return BASE if label == "base" else METHODS[data["contenders"][label]["method"]]
 
 
 def _name(label: str) -> str:
-    return LOOK[label]["label"] if label in LOOK else label
+    look = BASE if label == "base" else METHODS.get(label)
+    return look.label if look else label
 
 
-def _svg(figure) -> str:
+def _svg(figure: Figure) -> str:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     file = io.StringIO()

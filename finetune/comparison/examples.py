@@ -2,24 +2,24 @@
 
 from dataclasses import dataclass
 
-from finetune.comparison import Contender
+from finetune.comparison.contenders import Contender
 
-EACH = 3
+EXAMPLES_PER_TITLE = 3
 
 
 @dataclass(frozen=True)
-class Sample:
+class Example:
     prompt: str
     reference: str
     answers: dict[str, tuple[str, float]]
     """Contender (or 'base') -> answer and its ROUGE-L."""
 
 
-def samples(found: list[Contender]) -> dict[str, list[Sample]]:
+def examples(contenders: list[Contender]) -> dict[str, list[Example]]:
     """Title -> the prompts where ROUGE-L differs most, as each contender's first seed answered them."""
-    rows = {"base": found[0].runs[0].base_answers} | {c.label: c.runs[0].answers for c in found}
-    first, last = found[0].label, found[-1].label
-    if len(found) == 1:
+    rows = {"base": contenders[0].runs[0].base_answers} | {c.label: c.runs[0].answers for c in contenders}
+    first, last = contenders[0].label, contenders[-1].label
+    if len(contenders) == 1:
         return {f"{first} best against base": _most(rows, first, "base"), f"{first} worst": _most(rows, "base", first)}
     return {
         f"{first} best against {last}": _most(rows, first, last),
@@ -29,12 +29,12 @@ def samples(found: list[Contender]) -> dict[str, list[Sample]]:
     }
 
 
-def _most(rows: dict[str, list[dict]], better: str, worse: str) -> list[Sample]:
+def _most(rows: dict[str, list[dict]], better: str, worse: str) -> list[Example]:
     """The prompts where `better` is most above `worse`."""
     gaps = [a["rouge_l"] - b["rouge_l"] for a, b in zip(rows[better], rows[worse], strict=True)]
-    places = sorted(range(len(gaps)), key=gaps.__getitem__, reverse=True)[:EACH]
+    places = sorted(range(len(gaps)), key=gaps.__getitem__, reverse=True)[:EXAMPLES_PER_TITLE]
     return [
-        Sample(
+        Example(
             prompt=rows[better][place]["prompt"],
             reference=rows[better][place]["reference"],
             answers={label: (these[place]["prediction"], these[place]["rouge_l"]) for label, these in rows.items()},

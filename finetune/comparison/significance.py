@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy
 import sacrebleu
 
-SAMPLES = 5000
-SCORES = ("bleu", "rouge_l", "test_loss")
+RESAMPLES = 5000
+SIGNIFICANCE_LEVEL = 0.05
+"""A difference counts where its paired test has a smaller p."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Answers:
 
 @dataclass(frozen=True)
 class Estimate:
+    """A figure with its 95% interval."""
+
     value: float
     low: float
     """2.5th percentile of the resamples."""
@@ -35,6 +38,7 @@ class Estimate:
     """97.5th percentile."""
 
     def excludes(self, value: float) -> bool:
+        """Whether `value` lies outside the interval."""
         return not self.low <= value <= self.high
 
 
@@ -49,18 +53,18 @@ def answers(rows: list[dict]) -> Answers:
 
 
 def _ngrams(prediction: str, reference: str) -> list[int]:
-    found = sacrebleu.BLEU().corpus_score([prediction], [[reference]])
-    return [*found.counts, *found.totals, found.sys_len, found.ref_len]
+    bleu = sacrebleu.BLEU().corpus_score([prediction], [[reference]])
+    return [*bleu.counts, *bleu.totals, bleu.sys_len, bleu.ref_len]
 
 
 def resamples(examples: int, seed: int = 0) -> numpy.ndarray:
-    """(SAMPLES + 1, examples): how often each example is drawn. The first row is the test set itself."""
-    drawn = numpy.random.default_rng(seed).multinomial(examples, [1 / examples] * examples, size=SAMPLES)
+    """(RESAMPLES + 1, examples): how often each example is drawn. The first row is the test set itself."""
+    drawn = numpy.random.default_rng(seed).multinomial(examples, [1 / examples] * examples, size=RESAMPLES)
     return numpy.vstack([numpy.ones(examples, dtype=int), drawn])
 
 
 def scores(runs: list[Answers], drawn: numpy.ndarray) -> dict[str, numpy.ndarray]:
-    """Each of `SCORES` under each row of `drawn`, shape (SAMPLES + 1), mean over `runs`."""
+    """Each of `measures.SCORES` under each row of `drawn`, mean over `runs`: arrays of shape (rows of `drawn`)."""
     return {
         "bleu": numpy.mean([_bleu(drawn @ run.ngrams) for run in runs], axis=0),
         "rouge_l": numpy.mean([drawn @ run.rouge_l / drawn.sum(axis=1) for run in runs], axis=0),
@@ -77,10 +81,10 @@ def _bleu(ngrams: numpy.ndarray) -> list[float]:
     ]
 
 
-def estimate(samples: numpy.ndarray) -> Estimate:
-    """The value on the test set (first of `samples`) and its 95% percentile interval over the resamples."""
-    low, high = numpy.percentile(samples[1:], [2.5, 97.5])
-    return Estimate(float(samples[0]), float(low), float(high))
+def estimate(values: numpy.ndarray) -> Estimate:
+    """The value on the test set (first of `values`) and its 95% percentile interval over the resamples (the others)."""
+    low, high = numpy.percentile(values[1:], [2.5, 97.5])
+    return Estimate(float(values[0]), float(low), float(high))
 
 
 def p_value(differences: numpy.ndarray) -> float:
@@ -91,4 +95,5 @@ def p_value(differences: numpy.ndarray) -> float:
     """
     observed, drawn = abs(differences[0]), differences[1:]
     beyond = numpy.sum(numpy.abs(drawn - drawn.mean()) >= observed)
+    # Counting the observed sample itself keeps p above 0 (Davison & Hinkley 1997, section 4.2).
     return float((beyond + 1) / (len(drawn) + 1))

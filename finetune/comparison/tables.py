@@ -1,33 +1,16 @@
 """A comparison as tables of text, and as Markdown."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import stdev
 
-from finetune.verdict import DIGITS, TITLES, signed, verdict
-
-Format = Callable[[float], str]
-
-COSTS: dict[str, tuple[str, Format]] = {
-    "peak_device_gb": ("Peak device memory (GB)", "{:.2f}".format),
-    "weights_gb": ("of which weights", "{:.3f}".format),
-    "adapters_gb": ("of which adapters", "{:.3f}".format),
-    "gradients_gb": ("of which gradients", "{:.3f}".format),
-    "optimizer_gb": ("of which optimizer state", "{:.3f}".format),
-    "activations_gb": ("of which activations", "{:.3f}".format),
-    "rest_gb": ("of which the rest", "{:.3f}".format),
-    "peak_process_gb": ("Peak process memory (GB)", "{:.2f}".format),
-    "seconds_per_epoch": ("Time per epoch (s)", "{:.0f}".format),
-    "train_seconds": ("Training time (s)", "{:.0f}".format),
-    "tokens_per_second": ("Training speed (tokens/s)", "{:.0f}".format),
-    "energy_kj": ("Energy (kJ)", "{:.1f}".format),
-    "size_on_disk_gb": ("Size on disk to keep or send (GB)", "{:.3f}".format),
-    "trained_parameters": ("Trained parameters", "{:,.0f}".format),
-}
+from finetune.comparison.verdict import signed, verdict
+from finetune.measures import COSTS, MEMORY_PARTS, SCORES, Measure
 
 
 @dataclass(frozen=True)
 class Table:
+    """Cells of text."""
+
     header: list[str]
     rows: list[list[str]]
 
@@ -38,41 +21,42 @@ def tables(data: dict) -> list[Table]:
 
 
 def _contenders(data: dict) -> Table:
-    found = data["contenders"]
-    columns = [data["base"], *found.values()]
-    rows = [[_title(score), *(_score(score, c["scores"][score]) for c in columns)] for score in TITLES]
-    for key, (title, form) in COSTS.items():
-        if any(key in contender["costs"] for contender in found.values()):
-            rows.append([title, "-", *(_cost(contender["costs"].get(key), form) for contender in found.values())])
-    rows.append(["Learning rate", "-", *(f"{contender['learning_rate']:g}" for contender in found.values())])
-    rows.append(["Epochs", "-", *(f"{contender['epochs']:g}" for contender in found.values())])
-    rows.append(["Seeds", "-", *(", ".join(map(str, contender["seeds"])) for contender in found.values())])
-    return Table(["", "base", *found], rows)
+    contenders = data["contenders"]
+    columns = [data["base"], *contenders.values()]
+    rows = [[m.heading, *(_score(m, column["scores"][m.key]) for column in columns)] for m in SCORES.values()]
+    for measure in COSTS.values():
+        spreads = [contender["costs"].get(measure.key) for contender in contenders.values()]
+        if any(spreads):
+            rows.append([_cost_heading(measure), "-", *(_cost(measure, spread) for spread in spreads)])
+    rows.append(["Learning rate", "-", *(f"{contender['learning_rate']:g}" for contender in contenders.values())])
+    rows.append(["Epochs", "-", *(f"{contender['epochs']:g}" for contender in contenders.values())])
+    rows.append(["Seeds", "-", *(", ".join(map(str, contender["seeds"])) for contender in contenders.values())])
+    return Table(["", "base", *contenders], rows)
 
 
-def _title(score: str) -> str:
-    return {"test_loss": "Test loss (nats per token)"}.get(score, TITLES[score])
+def _cost_heading(measure: Measure) -> str:
+    return f"of which {measure.heading}" if measure.key in MEMORY_PARTS else measure.heading
 
 
-def _score(score: str, found: dict) -> str:
-    digits = DIGITS[score]
-    spread = f" ± {stdev(found['seeds']):.{digits}f}" if len(found["seeds"]) > 1 else ""
-    return f"{found['value']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]{spread}"
+def _score(measure: Measure, estimate: dict) -> str:
+    value, low, high = (measure.text(estimate[key]) for key in ("value", "low", "high"))
+    spread = f" ± {measure.text(stdev(estimate['seeds']))}" if len(estimate["seeds"]) > 1 else ""
+    return f"{value} [{low}, {high}]{spread}"
 
 
-def _cost(found: dict | None, form: Format) -> str:
-    if found is None:
+def _cost(measure: Measure, spread: dict | None) -> str:
+    if spread is None:
         return "-"
-    middle, least, most = (form(found[key]) for key in ("median", "least", "most"))
+    middle, least, most = (measure.text(spread[key]) for key in ("median", "least", "most"))
     return middle if least == most else f"{middle} ({least} to {most})"
 
 
 def _differences(data: dict) -> Table:
     rows = []
     for difference in data["differences"]:
-        cells = [f"{signed(score, found)}, {_p(found['p'])}" for score, found in difference["scores"].items()]
+        cells = [f"{signed(SCORES[score], e)}, {_p(e['p'])}" for score, e in difference["scores"].items()]
         rows.append([f"{difference['first']} against {difference['second']}", *cells])
-    return Table(["", *map(_title, TITLES)], rows)
+    return Table(["", *(measure.heading for measure in SCORES.values())], rows)
 
 
 def _p(value: float) -> str:
@@ -99,14 +83,15 @@ def about(data: dict) -> str:
     )
 
 
-def markdown(data: dict) -> str:
-    """Verdict, flags, tables and how to read them."""
+def report(data: dict) -> str:
+    """Verdict, flags, tables and how to read them, as Markdown."""
     parts = ["\n".join(f"- {sentence}" for sentence in verdict(data))]
     parts += [f"**Note.** {flag}" for flag in data["flags"]]
-    parts += [_markdown(table) for table in tables(data)]
+    parts += [markdown(table) for table in tables(data)]
     return "\n\n".join([*parts, legend(data), about(data)])
 
 
-def _markdown(table: Table) -> str:
+def markdown(table: Table) -> str:
+    """The table in Markdown, figures to the right."""
     lines = [table.header, ["---", *["---:"] * (len(table.header) - 1)], *table.rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

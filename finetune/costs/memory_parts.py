@@ -9,7 +9,7 @@ from peft import PeftModel
 
 
 @dataclass(frozen=True)
-class Parts:
+class MemoryParts:
     weights: float
     """The model's weights, with 4-bit blocks, their constants and de-quantised copies, but not the adapters."""
     adapters: float
@@ -45,13 +45,13 @@ class Activations:
         self._largest = tokens
 
 
-def parts(model, optimizer: torch.optim.Optimizer, activations: Activations) -> Parts:
+def memory_parts(model, optimizer: torch.optim.Optimizer, activations: Activations) -> MemoryParts:
     """The split of what `model` and `optimizer` hold after a step."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     held = _storages(_held(model))
     adapters = _storages(trained) if isinstance(model, PeftModel) else {}
     state = [value for values in optimizer.state.values() for value in values.values() if torch.is_tensor(value)]
-    return Parts(
+    return MemoryParts(
         weights=_gb(held) - _gb(adapters),
         adapters=_gb(adapters),
         gradients=sum(parameter.numel() * parameter.element_size() for parameter in trained) / 1e9,
@@ -60,10 +60,11 @@ def parts(model, optimizer: torch.optim.Optimizer, activations: Activations) -> 
     )
 
 
-def split(parts: Parts, peak_gb: float) -> dict[str, float]:
-    """The peak on the device and its split, as metrics. 'rest' is negative if the parts were never all held at once."""
-    held = {f"{name}_gb": round(value, 3) for name, value in asdict(parts).items()}
-    return {"peak_device_gb": round(peak_gb, 3), **held, "rest_gb": round(peak_gb - sum(asdict(parts).values()), 3)}
+def split_peak(parts: MemoryParts, peak_gb: float) -> dict[str, float]:
+    """The split of a peak of `peak_gb` on the device. The rest is negative if the parts were never all held at once."""
+    held = asdict(parts)
+    split = {f"{name}_gb": round(size, 3) for name, size in held.items()}
+    return split | {"rest_gb": round(peak_gb - sum(held.values()), 3)}
 
 
 def _held(model) -> Iterator[torch.Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from finetune import energy
+from finetune.costs import energy
 
 GB = 1e9
 

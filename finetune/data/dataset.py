@@ -6,12 +6,12 @@ import random
 from collections import Counter
 from pathlib import Path
 
-from finetune import prompts
+from finetune.data import prompts
+from finetune.data.prepared import IGNORE, SPLITS
+from finetune.data.records import Record
 from finetune.errors import UserError
-from finetune.files import whole_folder, write_json
-from finetune.records import Record
-
-SPLITS = ("train", "validation", "test")
+from finetune.files import whole_folder, write_yaml
+from finetune.places import FACTS
 
 
 def encode(record: Record, tokenizer, template: str, max_length: int) -> dict | None:
@@ -27,7 +27,7 @@ def encode(record: Record, tokenizer, template: str, max_length: int) -> dict | 
         return None
     return {
         "input_ids": prompt_ids + response_ids[:room],
-        "labels": [prompts.IGNORE] * len(prompt_ids) + response_ids[:room],
+        "labels": [IGNORE] * len(prompt_ids) + response_ids[:room],
         "truncated": len(response_ids) > room,
         "prompt": prompt,
         "reference": record.output,
@@ -87,7 +87,7 @@ def save(splits: dict[str, list[dict]], facts: dict, folder: Path) -> None:
         DatasetDict({name: Dataset.from_list(splits[name], features=features) for name in SPLITS}).save_to_disk(draft)
         for state in draft.rglob("state.json"):
             _steady_fingerprint(state)
-        write_json(draft / "facts.json", facts)
+        write_yaml(draft / FACTS, facts)
 
 
 def _steady_fingerprint(state: Path) -> None:
@@ -97,36 +97,6 @@ def _steady_fingerprint(state: Path) -> None:
         b"".join(p.read_bytes() for p in sorted(state.parent.glob("*.arrow")))
     ).hexdigest()[:16]
     state.write_text(json.dumps(value, indent=2, sort_keys=True))
-
-
-def load(folder: Path, tokenizer) -> tuple[object, dict]:
-    """The `DatasetDict` and facts that `save` wrote.
-
-    Raises UserError if there is none, or if it was made with a tokenizer other than `tokenizer`.
-    """
-    from datasets import load_from_disk
-
-    facts_file = folder / "facts.json"
-    if not facts_file.exists():
-        raise UserError(f"{folder}: no prepared dataset there; run `python stages/prepare.py` first")
-    facts = json.loads(facts_file.read_text(encoding="utf-8"))
-    if facts["tokenizer"] != tokenizer_id(tokenizer):
-        raise UserError(
-            f"{folder}: was tokenised for another model; prepare it again with this model's tokenizer: "
-            f"`python stages/prepare.py --model_name …`"
-        )
-    return load_from_disk(str(folder)), facts
-
-
-def prompt_ids(rows) -> list[list[int]]:
-    """The token ids of each row's prompt alone."""
-    return [row["input_ids"][: row["labels"].count(prompts.IGNORE)] for row in rows]
-
-
-def tokenizer_id(tokenizer) -> str:
-    """Short hash of what turns text into ids: vocabulary, special tokens, chat template."""
-    parts = [sorted(tokenizer.get_vocab().items()), tokenizer.all_special_tokens, tokenizer.chat_template]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def statistics(splits: dict[str, list[dict]], read: int, dropped: Counter) -> dict:
@@ -142,7 +112,7 @@ def statistics(splits: dict[str, list[dict]], read: int, dropped: Counter) -> di
     facts |= {
         "length_max": int(lengths.max()),
         "tokens": int(lengths.sum()),
-        "response_tokens": sum(label != prompts.IGNORE for row in rows for label in row["labels"]),
+        "response_tokens": sum(label != IGNORE for row in rows for label in row["labels"]),
         "truncated_share": round(sum(row["truncated"] for row in rows) / len(rows), 4),
     }
     return facts

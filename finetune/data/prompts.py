@@ -17,9 +17,6 @@ ALPACA_WITHOUT_INPUT = (
     "### Instruction:\n{instruction}\n\n### Response:\n"
 )
 
-IGNORE = -100
-"""Label of a position without loss (PyTorch's cross-entropy default)."""
-
 _SECTIONS = re.compile(
     r"\A.*?### Instruction:\s*(?P<instruction>.*?)(\s*### Input:\s*(?P<input>.*?))?(\s*### Response:\s*)?\Z", re.S
 )

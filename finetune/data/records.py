@@ -10,7 +10,7 @@ from pathlib import Path
 
 from finetune.errors import UserError
 from finetune.files import write_text
-from finetune.sources import DATA_SUFFIXES
+from finetune.sources.catalogue import DATA_SUFFIXES
 
 
 @dataclass(frozen=True)

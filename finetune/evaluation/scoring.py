@@ -7,7 +7,7 @@ import evaluate
 import sacrebleu
 from rouge_score import rouge_scorer
 
-from finetune.loss import SequenceLoss
+from finetune.kernels.loss import SequenceLoss
 
 _FEATURES = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
 

@@ -8,7 +8,7 @@ def output_hash(lock: dict, path: str) -> str:
     return _outputs(lock)[path]
 
 
-def check(lock: dict, params: dict, name: str) -> None:
+def check_consistent(lock: dict, params: dict, name: str) -> None:
     """That run `name`'s stages worked on each other's outputs, under `params` (the content of params.yaml).
 
     Raises UserError if not: a stage was run alone, or params.yaml was edited since.

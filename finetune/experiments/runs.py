@@ -4,15 +4,15 @@ import io
 import json
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import pandas
 import yaml
 
-from finetune import lock
 from finetune.errors import UserError
+from finetune.experiments import dvc_lock
 from finetune.files import jsonl_rows
-
-LIVE = "plots/live/plots/metrics"
+from finetune.places import CURVES, MEMORY_TABLE, METRICS, PLOTS, PREDICTIONS, PREPARED
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Run:
     """Git commit that it started from, short; 'workspace' for the last run here."""
     params: dict
     prepared: str
-    """Hash of the prepared data."""
+    """MD5 of the prepared data."""
     metrics: dict[str, dict]
-    """metrics/*.json by name: data, base, train, eval, and what they depend on: train.about, ..."""
+    """metrics/*.json by name: data, base, train, eval, and what else is known of them: train.facts, eval.facts."""
     answers: list[dict]
     base_answers: list[dict]
     curve: pandas.DataFrame
@@ -41,6 +41,11 @@ class Run:
     @property
     def seed(self) -> int:
         return self.params["seed"]
+
+    @property
+    def costs(self) -> dict:
+        """By the keys of `measures.COSTS`; a figure that isn't known where it ran is missing."""
+        return self.metrics["train"] | self.metrics["train.facts"]
 
     @property
     def settings(self) -> dict:
@@ -70,11 +75,11 @@ def _experiments() -> dict[str, tuple[str, str]]:
     from dvc.repo import Repo
 
     with Repo() as repo:
-        found = repo.experiments.ls(all_commits=True)
+        by_commit = repo.experiments.ls(all_commits=True)
         here = repo.scm.get_rev()
-        of_here = {name for name, _ in found.get(here, [])}
+        of_here = {name for name, _ in by_commit.get(here, [])}
         known = {}
-        for commit, experiments in found.items():
+        for commit, experiments in by_commit.items():
             for name, revision in experiments:
                 if name in of_here and commit != here:
                     continue
@@ -88,9 +93,9 @@ def _experiments() -> dict[str, tuple[str, str]]:
 
 
 def _matching(pattern: str, known: dict) -> list[str]:
-    found = sorted(name for name in known if fnmatchcase(name, pattern))
-    if found or not set(pattern) & set("*?["):
-        return found or [_unfinished(pattern)]
+    names = sorted(name for name in known if fnmatchcase(name, pattern))
+    if names or not set(pattern) & set("*?["):
+        return names or [_unfinished(pattern)]
     raise UserError(f"{pattern}: no experiment has such a name; `dvc exp list --all-commits` lists them")
 
 
@@ -112,9 +117,9 @@ def _read(revision: str | None, commit: str, name: str, remedy: str) -> Run:
     from dvc.scm import SCMError
     from dvc_data.index import DataIndexDirError
 
-    def text(path: str) -> str:
+    def text(path: str | Path) -> str:
         try:
-            return dvc.api.read(path, rev=revision, encoding="utf-8")
+            return dvc.api.read(Path(path).as_posix(), rev=revision, encoding="utf-8")
         except SCMError:
             raise UserError(
                 f"{name}: no such experiment or revision; `dvc exp list --all-commits` lists the experiments"
@@ -122,25 +127,25 @@ def _read(revision: str | None, commit: str, name: str, remedy: str) -> Run:
         except (DvcException, DataIndexDirError, OSError):
             raise UserError(f"{name}: no {path} of it, here or in the remote; {remedy}") from None
 
-    def table(path: str) -> pandas.DataFrame:
+    def table(path: Path) -> pandas.DataFrame:
         return pandas.read_csv(io.StringIO(text(path)), sep="\t")
 
     params, locked = (yaml.safe_load(text(path)) for path in ("params.yaml", "dvc.lock"))
-    lock.check(locked, params, name)
-    metrics = ("data", "base", "train", "eval", "train.about", "eval.about")
-    curve = table(f"{LIVE}/train/loss.tsv")
+    dvc_lock.check_consistent(locked, params, name)
+    metrics = ("data", "base", "train", "eval", "train.facts", "eval.facts")
+    curve = table(PLOTS / CURVES / "train/loss.tsv")
     for column in ("seconds", "tokens"):
-        curve[column] = table(f"{LIVE}/train/{column}.tsv")[column]
+        curve[column] = table(PLOTS / CURVES / f"train/{column}.tsv")[column]
     return Run(
         name=name,
         commit=commit,
         params=params,
-        prepared=lock.output_hash(locked, "data/prepared"),
-        metrics={metric: json.loads(text(f"metrics/{metric}.json")) for metric in metrics},
-        answers=jsonl_rows(text("data/predictions/tuned.jsonl")),
-        base_answers=jsonl_rows(text("data/predictions/base.jsonl")),
+        prepared=dvc_lock.output_hash(locked, PREPARED.as_posix()),
+        metrics={metric: json.loads(text(METRICS / f"{metric}.json")) for metric in metrics},
+        answers=jsonl_rows(text(PREDICTIONS / "tuned.jsonl")),
+        base_answers=jsonl_rows(text(PREDICTIONS / "base.jsonl")),
         curve=curve,
-        memory=table("plots/memory.tsv"),
+        memory=table(PLOTS / MEMORY_TABLE),
     )
 
 

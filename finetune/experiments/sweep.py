@@ -9,9 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from finetune.errors import UserError
-
-STARTS = {"qlora": 1e-3, "lora": 1e-3, "full": 1e-4}
-"""Learning rates to start from: adapters take about ten times what all parameters take."""
+from finetune.methods import METHODS
 
 MOST_EPOCHS = 2
 SEED = 0
@@ -37,7 +35,7 @@ def search(run: Callable[[set[Trial]], None], read: Callable[[], Losses]) -> Los
     """
     for neighbours in (_rates, _epochs):
         while missing := {
-            trial for method in STARTS for trial in neighbours(best(read(), method)) if trial not in read()
+            trial for method in METHODS for trial in neighbours(best(read(), method)) if trial not in read()
         }:
             run(missing)
             if unread := missing - set(read()):
@@ -48,7 +46,7 @@ def search(run: Callable[[set[Trial]], None], read: Callable[[], Losses]) -> Los
 def best(losses: Losses, method: str) -> Trial:
     """The trial of `method` with the least validation loss; where to start if there is none."""
     own = {trial: loss for trial, loss in losses.items() if trial.method == method}
-    return min(own, key=own.get, default=Trial(method, STARTS[method], 1))
+    return min(own, key=own.get, default=Trial(method, METHODS[method].first_learning_rate, 1))
 
 
 def _rates(trial: Trial) -> list[Trial]:
@@ -99,7 +97,7 @@ def _dvc(*arguments: str, check: bool = True) -> None:
 
 def as_data(losses: Losses) -> dict:
     """JSON form: a list of trials, those of a method together."""
-    order = list(STARTS)
+    order = list(METHODS)
     trials = sorted(losses, key=lambda t: (order.index(t.method), t.epochs, t.learning_rate))
     return {"seed": SEED, "trials": [asdict(trial) | {"validation_loss": losses[trial]} for trial in trials]}
 
@@ -112,7 +110,7 @@ def from_data(data: dict) -> Losses:
 def markdown(data: dict) -> str:
     """A row for each learning rate and number of epochs; each method's best is bold."""
     losses = from_data(data)
-    chosen = {best(losses, method) for method in STARTS}
+    chosen = {best(losses, method) for method in METHODS}
     lines = ["| method | learning rate | epochs | validation loss |", "|---|---:|---:|---:|"]
     for trial, loss in losses.items():
         mark = "**" if trial in chosen else ""

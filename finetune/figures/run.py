@@ -1,6 +1,5 @@
-"""Every plot: title says what, axes say units, one look per method (Okabe and Ito's colour-blind-safe palette)."""
+"""The plots of one run: title says what, axes say units, colours are the method's."""
 
-import json
 from pathlib import Path
 
 import matplotlib
@@ -9,12 +8,7 @@ matplotlib.use("Agg")
 import pandas
 from matplotlib import pyplot
 
-LOOK = {
-    "base": {"color": "#7f7f7f", "label": "base model"},
-    "qlora": {"color": "#0072B2", "label": "QLoRA"},
-    "lora": {"color": "#009E73", "label": "LoRA"},
-    "full": {"color": "#D55E00", "label": "full fine-tuning"},
-}
+from finetune.methods import BASE, Method
 
 
 def lengths(splits: dict[str, list[dict]], max_length: int, target: Path) -> None:
@@ -23,17 +17,17 @@ def lengths(splits: dict[str, list[dict]], max_length: int, target: Path) -> Non
     figure, axes = _figure(
         f"Lengths of the {len(values)} prepared sequences", "tokens (prompt and response)", "sequences"
     )
-    axes.hist(values, bins=40, color=LOOK["qlora"]["color"])
+    axes.hist(values, bins=40, color="#0072B2")
     axes.axvline(max_length, color="black", linestyle=":")
     axes.annotate("cut here", (max_length, 0.95), xycoords=("data", "axes fraction"), ha="right", rotation=90, va="top")
     _save(figure, target)
 
 
-def loss(train: Path, validation: Path, method: str, target: Path) -> None:
+def loss(train: Path, validation: Path, method: Method, target: Path) -> None:
     """Training loss of each optimizer step, its running mean, and the validation loss after each epoch."""
-    figure, axes = _figure(f"Loss, {LOOK[method]['label']}", "optimizer step", "nats per response token")
+    figure, axes = _figure(f"Loss, {method.label}", "optimizer step", "nats per response token")
     steps, epochs = _table(train), _table(validation)
-    color = LOOK[method]["color"]
+    color = method.color
     axes.plot(steps["step"], steps["loss"], color=color, alpha=0.3, label="train, each step")
     axes.plot(
         steps["step"], steps["loss"].rolling(10, min_periods=1).mean(), color=color, label="train, mean of 10 steps"
@@ -43,21 +37,19 @@ def loss(train: Path, validation: Path, method: str, target: Path) -> None:
     _save(figure, target)
 
 
-def learning_rate(table: Path, method: str, target: Path) -> None:
+def learning_rate(table: Path, method: Method, target: Path) -> None:
     """Learning rate of each optimizer step."""
-    figure, axes = _figure(f"Learning rate, {LOOK[method]['label']}", "optimizer step", "learning rate")
+    figure, axes = _figure(f"Learning rate, {method.label}", "optimizer step", "learning rate")
     rates = _table(table)
-    axes.plot(rates["step"], rates["learning_rate"], color=LOOK[method]["color"])
+    axes.plot(rates["step"], rates["learning_rate"], color=method.color)
     _save(figure, target)
 
 
-def memory(table: Path, method: str, target: Path) -> None:
+def memory(table: Path, method: Method, target: Path) -> None:
     """Process and device memory against time, from before the model is loaded to the end of training."""
-    figure, axes = _figure(
-        f"Memory while training, {LOOK[method]['label']}", "seconds since the start", "GB (10⁹ bytes)"
-    )
+    figure, axes = _figure(f"Memory while training, {method.label}", "seconds since the start", "GB (10⁹ bytes)")
     samples = _table(table)
-    color = LOOK[method]["color"]
+    color = method.color
     axes.plot(samples["seconds"], samples["process_gb"], color=color, label="process")
     axes.plot(samples["seconds"], samples["device_gb"], color=color, linestyle="--", label="device")
     axes.set_ylim(bottom=0)
@@ -65,31 +57,29 @@ def memory(table: Path, method: str, target: Path) -> None:
     _save(figure, target)
 
 
-def quality(base: Path, tuned: Path, method: str, target: Path) -> None:
-    """BLEU and ROUGE of the base model beside the fine-tuned one."""
+def quality(base: dict[str, float], tuned: dict[str, float], method: Method, target: Path) -> None:
+    """BLEU and ROUGE of the base model beside the fine-tuned one; each is its scores by name."""
     names = {"bleu": "BLEU", "rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2", "rouge_l": "ROUGE-L"}
-    figure, axes = _figure(f"Test scores, base and {LOOK[method]['label']}", "", "score (0 to 100)")
-    for offset, (look, path) in enumerate({"base": base, method: tuned}.items()):
-        scores = {key.removeprefix("base_"): value for key, value in json.loads(path.read_text()).items()}
-        bars = axes.bar(
-            [index + 0.4 * offset for index in range(len(names))], [scores[name] for name in names], 0.38, **LOOK[look]
-        )
+    figure, axes = _figure(f"Test scores, base and {method.label}", "", "score (0 to 100)")
+    for offset, (look, scores) in enumerate(((BASE, base), (method, tuned))):
+        places = [index + 0.4 * offset for index in range(len(names))]
+        bars = axes.bar(places, [scores[name] for name in names], 0.38, color=look.color, label=look.label)
         axes.bar_label(bars, fmt="%.1f")
     axes.set_xticks([index + 0.2 for index in range(len(names))], names.values())
     axes.legend()
     _save(figure, target)
 
 
-def gain(base: list[dict], tuned: list[dict], method: str, target: Path) -> None:
+def gain(base: list[dict], tuned: list[dict], method: Method, target: Path) -> None:
     """ROUGE-L of each test example, fine-tuned against base: points above the line gained."""
     before, after = ([row["rouge_l"] for row in rows] for rows in (base, tuned))
     better = sum(b < a for b, a in zip(before, after, strict=True))
     figure, axes = _figure(
         f"{better} of {len(before)} test answers better than the base model's",
         "ROUGE-L, base model",
-        f"ROUGE-L, {LOOK[method]['label']}",
+        f"ROUGE-L, {method.label}",
     )
-    axes.scatter(before, after, s=14, color=LOOK[method]["color"])
+    axes.scatter(before, after, s=14, color=method.color)
     axes.plot([0, 100], [0, 100], color="black", linewidth=0.8, linestyle=":")
     axes.set(xlim=(-2, 102), ylim=(-2, 102), aspect="equal")
     _save(figure, target)

@@ -2,7 +2,7 @@
 
 import torch
 
-CHUNK = 2**20
+UPDATE_CHUNK = 2**20
 """Weights updated at a time: what is widened to fp32 for it stays in the cache."""
 
 
@@ -27,7 +27,7 @@ class SplitAdamW(torch.optim.Optimizer):
         state = self.state[parameter] or self._start(parameter)
         state["step"] += 1
         flat = [parameter.view(-1), parameter.grad.reshape(-1), state["mean"], state["square"], state["lower"]]
-        for weight, gradient, mean, square, lower in zip(*(one.split(CHUNK) for one in flat), strict=True):
+        for weight, gradient, mean, square, lower in zip(*(one.split(UPDATE_CHUNK) for one in flat), strict=True):
             master = _join(weight, lower)
             torch._fused_adamw_(
                 [master],

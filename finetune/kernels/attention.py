@@ -17,13 +17,13 @@ from transformers.masking_utils import sdpa_mask
 
 from finetune.errors import UserError
 
-NAME = "packed"
+ATTENTION_NAME = "packed"
 """What `attn_implementation` is called when a model is loaded."""
 
-BLOCK = 128
+QUERY_BLOCK = 128
 """Queries whose probabilities are held at a time: 128 x 256 keys x 9 heads in bf16 fit a 1 MB cache."""
 
-ROUND = 64
+ROUND_ROWS_TO = 64
 """Rows are rounded up to a multiple of this: oneDNN compiles a kernel for each new shape, and keeps it."""
 
 
@@ -59,8 +59,8 @@ def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0,
     return torch.cat(done, 2).transpose(1, 2), None
 
 
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionInterface.register(ATTENTION_NAME, attend)
+AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
 
 def _check_is_plain(kwargs: dict, longest: int) -> None:
@@ -110,7 +110,7 @@ class _PackedAttention(torch.autograd.Function):
 
 def _with_slack(x: torch.Tensor) -> torch.Tensor:
     """(heads, tokens, width), contiguous, with room for the last block to be rounded up."""
-    return nn.functional.pad(x, (0, 0, 0, ROUND))
+    return nn.functional.pad(x, (0, 0, 0, ROUND_ROWS_TO))
 
 
 def _blocks(lengths: list[int]) -> Iterator[tuple[int, int, int, int]]:
@@ -120,9 +120,9 @@ def _blocks(lengths: list[int]) -> Iterator[tuple[int, int, int, int]]:
     """
     start = 0
     for length in lengths:
-        for first in range(start, start + length, BLOCK):
-            end = min(start + length, first + BLOCK)
-            yield start, first, end, first + -(-(end - first) // ROUND) * ROUND
+        for first in range(start, start + length, QUERY_BLOCK):
+            end = min(start + length, first + QUERY_BLOCK)
+            yield start, first, end, first + -(-(end - first) // ROUND_ROWS_TO) * ROUND_ROWS_TO
         start += length
 
 
@@ -144,6 +144,6 @@ def _per_head(x, heads: int) -> torch.Tensor:
     return x.view(heads, -1, x.shape[-1])
 
 
-@lru_cache(maxsize=2 * BLOCK)
+@lru_cache(maxsize=2 * QUERY_BLOCK)
 def _causal(size: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.full((size, size), float("-inf"), dtype=dtype).triu_(1)

@@ -1,7 +1,7 @@
 """RMSNorm, SiLU-gated MLPs and trained linear layers that keep less for the backward pass than the usual forms.
 
 What a norm or an activation gives out is cheap to make again from what went in, and that is kept anyway. So the
-linear layer behind it keeps a recipe (`remade`) in place of its input. Per token and layer of a Llama this leaves the
+linear layer behind it keeps how to recompute its input, in place of the input. Per token and layer of a Llama this leaves the
 two residuals, q, k, v, the attention's result, and the two halves of the gate.
 """
 
@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch.nn.functional import linear, silu
 
-from finetune import remade
+from finetune.kernels.recompute import Recompute, attach
 
 
-def slim(model) -> None:
-    """Give norms, gated MLPs and trained linear layers of `model` their lean steps, where these compute the same."""
+def replace_layers(model) -> None:
+    """Give norms, gated MLPs and trained linear layers of `model` leaner steps, where these compute the same."""
     dtype = model.get_input_embeddings().weight.dtype
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.requires_grad:
@@ -36,11 +36,11 @@ def _replace(module: nn.Module, step: Callable, width: int, dtype: torch.dtype) 
         module.forward = partial(step, module)
 
 
-def linear_input(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, remade.Recipe]:
+def linear_input(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, Recompute]:
     """The rows of `x` as a matrix of `dtype`, and how a linear layer gets them again in its backward pass."""
     rows = x.reshape(-1, x.shape[-1]).to(dtype)
-    recipe = getattr(x, "recipe", None)
-    return rows, remade.Recipe(lambda kept: kept, rows) if recipe is None else recipe
+    recompute = getattr(x, "recompute", None)
+    return rows, Recompute(lambda kept: kept, rows) if recompute is None else recompute
 
 
 def _linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
@@ -50,9 +50,9 @@ def _linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
-        rows, recipe = linear_input(x, _product_dtype(weight))
-        ctx.save_for_backward(weight, *recipe.tensors)
-        ctx.remake, ctx.shape, ctx.dtype, ctx.rows_dtype = recipe.used(), x.shape, x.dtype, rows.dtype
+        rows, recompute = linear_input(x, _product_dtype(weight))
+        ctx.save_for_backward(weight, *recompute.tensors)
+        ctx.recompute, ctx.shape, ctx.dtype, ctx.rows_dtype = recompute.for_user(), x.shape, x.dtype, rows.dtype
         y = linear(rows, weight.to(rows.dtype), None if bias is None else bias.to(rows.dtype))
         return y.view(*x.shape[:-1], len(weight))
 
@@ -60,7 +60,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, gradient):
         weight, *kept = ctx.saved_tensors
         gradient = gradient.reshape(-1, gradient.shape[-1]).to(ctx.rows_dtype)
-        rows = ctx.remake(*kept).reshape(len(gradient), -1).to(ctx.rows_dtype)
+        rows = ctx.recompute(*kept).reshape(len(gradient), -1).to(ctx.rows_dtype)
         d_x = (gradient @ weight.to(ctx.rows_dtype)).view(ctx.shape).to(ctx.dtype) if ctx.needs_input_grad[0] else None
         d_weight = (gradient.t() @ rows).to(weight.dtype)
         d_bias = gradient.sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
@@ -74,7 +74,7 @@ def _product_dtype(weight: torch.Tensor) -> torch.dtype:
 
 def _rms_norm(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     y = _RMSNorm.apply(x, module.weight, module.variance_epsilon)
-    return remade.attach(y, partial(_normed, epsilon=module.variance_epsilon), x, module.weight)
+    return attach(y, partial(_normed, epsilon=module.variance_epsilon), x, module.weight)
 
 
 def _normed(x, weight, epsilon: float) -> torch.Tensor:
@@ -109,7 +109,7 @@ class _RMSNorm(torch.autograd.Function):
 
 def _gated_mlp(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     gate, up = module.gate_proj(x), module.up_proj(x)
-    return module.down_proj(remade.attach(_SiluGate.apply(gate, up), _gated, gate, up))
+    return module.down_proj(attach(_SiluGate.apply(gate, up), _gated, gate, up))
 
 
 def _gated(gate, up) -> torch.Tensor:

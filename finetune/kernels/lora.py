@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from finetune.lean_layers import linear_input
+from finetune.kernels.layers import linear_input
 
 
 def fuse(model, *, keep_dequantized: bool) -> None:
@@ -70,13 +70,13 @@ class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, a, b, scale):
         matrix = weight()
-        rows, recipe = linear_input(x, matrix.dtype)
+        rows, recompute = linear_input(x, matrix.dtype)
         down, up = a.to(matrix.dtype), (b * scale).to(matrix.dtype)
         y = linear(rows, matrix, bias)
         squeezed = rows @ down.t()
         y.addmm_(squeezed, up.t())
-        ctx.save_for_backward(squeezed, down, up, *recipe.tensors)
-        ctx.weight, ctx.remake, ctx.scale = weight, recipe.used(), scale
+        ctx.save_for_backward(squeezed, down, up, *recompute.tensors)
+        ctx.weight, ctx.recompute, ctx.scale = weight, recompute.for_user(), scale
         ctx.shape, ctx.dtypes = x.shape, (x.dtype, a.dtype)
         return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -85,7 +85,7 @@ class _LoraLinear(torch.autograd.Function):
         squeezed, down, up, *kept = ctx.saved_tensors
         x_dtype, adapter_dtype = ctx.dtypes
         gradient = gradient.reshape(-1, gradient.shape[-1])
-        rows = ctx.remake(*kept).reshape(len(gradient), -1).to(gradient.dtype)
+        rows = ctx.recompute(*kept).reshape(len(gradient), -1).to(gradient.dtype)
         through_up = gradient @ up
         d_a = (through_up.t() @ rows).to(adapter_dtype)
         d_b = (gradient.t() @ squeezed).to(adapter_dtype).mul_(ctx.scale)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import linear
 
-from finetune.attention import mask_of
-from finetune.batches import Batch, pack, passes
+from finetune.data.prepared import IGNORE
 from finetune.errors import UserError
-from finetune.prompts import IGNORE
+from finetune.kernels.attention import mask_of
+from finetune.kernels.packing import Batch, micro_batches, pack
 
 CHUNK_BYTES = 16 * 2**20
 """fp32 logits held at a time."""
@@ -128,7 +128,7 @@ def sequence_losses(model, rows: Iterable[dict]) -> list[SequenceLoss]:
     model.eval()
     losses = []
     for row in rows:
-        (batch,) = passes(pack([row]), len(row["input_ids"]))
+        (batch,) = micro_batches(pack([row]), len(row["input_ids"]))
         batch = {key: value.to(model.device) for key, value in batch.items()}
         losses.append(SequenceLoss(response_loss(model, batch).item(), target_count(batch)))
     return losses

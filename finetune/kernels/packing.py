@@ -6,8 +6,8 @@ from itertools import accumulate, chain
 import torch
 from torch.nn.functional import pad
 
-from finetune.attention import ROUND
-from finetune.prompts import IGNORE
+from finetune.data.prepared import IGNORE
+from finetune.kernels.attention import ROUND_ROWS_TO
 
 Batch = dict[str, torch.Tensor]
 """input_ids, labels, position_ids: (1, tokens); lengths: (sequences)."""
@@ -30,11 +30,11 @@ def pack(rows: list[dict]) -> Batch:
     }
 
 
-def passes(batch: Batch, tokens: int) -> Iterator[Batch]:
+def micro_batches(batch: Batch, tokens: int) -> Iterator[Batch]:
     """`batch` in parts of whole sequences that go through the model one by one.
 
     A part has at most `tokens` tokens, unless a single sequence is longer, and is filled up to a
-    multiple of `ROUND` with a sequence that has no targets.
+    multiple of `ROUND_ROWS_TO` with a sequence that has no targets.
     """
     groups: list[list[int]] = []
     for length in batch["lengths"].tolist():
@@ -49,6 +49,6 @@ def passes(batch: Batch, tokens: int) -> Iterator[Batch]:
 
 
 def _filled(rows: Batch, lengths: list[int]) -> Batch:
-    spare = -sum(lengths) % ROUND
+    spare = -sum(lengths) % ROUND_ROWS_TO
     filled = {key: pad(value, (0, spare), value=IGNORE if key == "labels" else 0) for key, value in rows.items()}
     return filled | {"lengths": torch.tensor([*lengths, spare] if spare else lengths)}

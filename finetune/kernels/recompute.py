@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 
 
-class Recipe:
+class Recompute:
     """How to make a tensor again from tensors that are kept anyway: `function(*tensors)`.
 
-    A layer that wants the tensor in its backward pass keeps `tensors`, and calls `remake` with them there.
+    A layer that wants the tensor in its backward pass keeps `tensors`, and calls what `for_user` gave it with them there.
     The result is shared by all layers that asked, and dropped after the last.
     """
 
@@ -16,17 +16,17 @@ class Recipe:
         self.tensors = tensors
         self._sharing = _Sharing(function)
 
-    def used(self) -> Callable[..., torch.Tensor]:
-        """`remake` for one more user. It holds no tensor itself, so that autograd decides how long they live."""
+    def for_user(self) -> Callable[..., torch.Tensor]:
+        """The function that makes the tensor again, for one more user. It holds no tensor itself, so that autograd decides how long they live."""
         self._sharing.users += 1
-        return self._sharing.remake
+        return self._sharing.recompute
 
 
 class _Sharing:
     def __init__(self, function: Callable[..., torch.Tensor]) -> None:
         self.function, self.users, self.made = function, 0, None
 
-    def remake(self, *tensors: torch.Tensor) -> torch.Tensor:
+    def recompute(self, *tensors: torch.Tensor) -> torch.Tensor:
         made = self.function(*tensors) if self.made is None else self.made
         self.users -= 1
         self.made = made if self.users else None
@@ -35,5 +35,5 @@ class _Sharing:
 
 def attach(tensor: torch.Tensor, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
     """Note on `tensor` how it can be made again."""
-    tensor.recipe = Recipe(function, *(one.detach() for one in tensors))
+    tensor.recompute = Recompute(function, *(one.detach() for one in tensors))
     return tensor

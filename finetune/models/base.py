@@ -1,14 +1,12 @@
-"""Base models and what each method makes of them: 4-bit weights, adapters, or every parameter trained."""
+"""Base models, in 16 or 4 bits."""
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from finetune import attention, params
+from finetune import params
+from finetune.device import device
 from finetune.errors import UserError
-from finetune.fused_lora import fuse
-from finetune.hardware import compute_dtype, device
-from finetune.lean_layers import slim
+from finetune.kernels.attention import ATTENTION_NAME
 
 
 def load_base(folder, dtype: torch.dtype, quantization: params.Quantization | None = None) -> PreTrainedModel:
@@ -16,7 +14,7 @@ def load_base(folder, dtype: torch.dtype, quantization: params.Quantization | No
 
     Weights have `dtype`; with `quantization` the linear layers hold 4-bit blocks (QLoRA, Dettmers et
     al. 2023, section 3) and multiply in `dtype`. Raises UserError if there is no causal model, or one
-    whose attention can't be replaced by `attention.attend`.
+    whose attention can't be replaced by `kernels.attention.attend`.
     """
     bits = quantization and BitsAndBytesConfig(
         load_in_4bit=True,
@@ -30,7 +28,7 @@ def load_base(folder, dtype: torch.dtype, quantization: params.Quantization | No
             dtype=dtype,
             quantization_config=bits,
             device_map={"": device()},
-            attn_implementation=attention.NAME,
+            attn_implementation=ATTENTION_NAME,
             local_files_only=True,
         )
     except (OSError, ValueError) as error:
@@ -43,68 +41,11 @@ def load_base(folder, dtype: torch.dtype, quantization: params.Quantization | No
     return model
 
 
-def trainable(folder, method: str, lora: params.Lora, quantization: params.Quantization) -> PreTrainedModel | PeftModel:
-    """The model that `method` trains: 'full' (all weights), 'lora' or 'qlora' (frozen base, fp32 adapters).
-
-    AdamW's small steps are lost in the 8 bits of a bf16 mantissa: adapters are fp32, and for bf16
-    weights `SplitAdamW` keeps the rest. fp16 weights can't be kept so; they are trained as fp32.
-    """
-    if method == "full":
-        model = load_base(folder, torch.bfloat16 if compute_dtype() == torch.bfloat16 else torch.float32)
-        _copy_from_file(model)
-        slim(model)
-        return model
-    base = load_base(folder, compute_dtype(), quantization if method == "qlora" else None)
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-    )
-    base.requires_grad_(False)
-    if method == "qlora":
-        _keep_differentiable(base)
-    try:
-        model = get_peft_model(base, config)
-    except ValueError as error:
-        raise UserError(f"lora.target_modules: {str(error).splitlines()[0]}") from None
-    _copy_from_file(base)
-    fuse(model, keep_dequantized=quantization.keep_dequantized)
-    slim(model)
-    return model
-
-
-def _copy_from_file(model) -> None:
+def copy_from_file(model) -> None:
     """Weights that aren't quantised are views of the mapped file, which stays in memory as a whole while one of them lives."""
     for parameter in model.parameters():
         if getattr(parameter, "quant_state", None) is None:
             parameter.data = parameter.data.clone()
-
-
-def _keep_differentiable(model) -> None:
-    """On a CPU, bitsandbytes packs 4-bit weights at the first validation, for a kernel that passes no gradient on."""
-    from bitsandbytes.nn import Linear4bit
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
-
-
-def load_tuned(folder, facts: dict, base=None) -> PreTrainedModel | PeftModel:
-    """The fine-tuned model that `checkpoint.save` wrote to `folder`, ready to generate.
-
-    An adapter gets its base from where it was trained, or from the folder `base`; a QLoRA adapter
-    gets it in the 4 bits that it was trained on. Adapter weights are cast to the dtype of the
-    matrix products, as autocast did in training.
-    """
-    if facts["method"] == "full":
-        return load_base(folder, compute_dtype())
-    quantization = params.Quantization(**facts["quantization"]) if facts["method"] == "qlora" else None
-    model = load_base(base or facts["base"], compute_dtype(), quantization)
-    tuned = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
-    fuse(tuned, keep_dequantized=quantization is not None and quantization.keep_dequantized)
-    return tuned
 
 
 def parameter_counts(model) -> tuple[int, int]:

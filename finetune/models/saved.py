@@ -7,9 +7,9 @@ import torch
 from peft import PeftModel
 
 from finetune.errors import UserError
-from finetune.files import whole_folder, write_json, write_text
-
-FACTS = "finetune.json"
+from finetune.files import read_yaml, whole_folder, write_text, write_yaml
+from finetune.methods import METHODS
+from finetune.places import FACTS
 
 
 def save(model, tokenizer, facts: dict, base_source: dict, folder: Path) -> None:
@@ -27,16 +27,16 @@ def save(model, tokenizer, facts: dict, base_source: dict, folder: Path) -> None
         else:
             model.to(torch.bfloat16).save_pretrained(draft)
         tokenizer.save_pretrained(draft)
-        write_json(draft / FACTS, facts)
+        write_yaml(draft / FACTS, facts)
         write_text(draft / "README.md", _model_card(facts, base_source))
 
 
 def read_facts(folder: Path) -> dict:
     """What `save` noted. Raises UserError if `folder` is no checkpoint of ours."""
-    note = folder / FACTS
-    if not note.exists():
+    facts = read_yaml(folder / FACTS) if (folder / FACTS).exists() else {}
+    if "method" not in facts:
         raise UserError(f"{folder}: no fine-tuned model there; run `dvc repro train` or `python stages/train.py` first")
-    return json.loads(note.read_text(encoding="utf-8"))
+    return facts
 
 
 def size_gb(folder: Path) -> float:
@@ -54,12 +54,12 @@ def _sort_adapter_config(path: Path) -> None:
 
 def _model_card(facts: dict, base_source: dict) -> str:
     return f"""---
-library_name: {"transformers" if facts["method"] == "full" else "peft"}
+library_name: {"peft" if METHODS[facts["method"]].adapters else "transformers"}
 pipeline_tag: text-generation
 tags: [{facts["method"]}, sft]
 ---
 
-# {base_source["source"]} fine-tuned by {facts["method"]}
+# {base_source["source"]} fine-tuned by {METHODS[facts["method"]].label}
 
 - Base model: {base_source["source"]}, licence: {base_source["licence"]}
 - Instructions: {facts["data"]["source"]}, licence: {facts["data"]["licence"]}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dvclive import Live
 
-from finetune.training import Log
+from finetune.training.trainer import Log
 
 
 @contextmanager

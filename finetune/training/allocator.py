@@ -12,16 +12,16 @@ from torch import nn
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Names of mallopt's parameters in malloc.h."""
 
-LAYERS_A_TRIM = 6
+LAYERS_PER_TRIM = 6
 
 
-def prepare(model, *, spare: bool) -> None:
-    """Keep freed memory; or, to `spare` memory, hand it back after every few layers. Nothing where libc isn't glibc."""
+def prepare(model, *, release_freed_memory: bool) -> None:
+    """Keep freed memory; or, with `release_freed_memory`, hand it back after every few layers. Nothing where libc isn't glibc."""
     libc = _glibc()
     if libc is None:
         return
     libc.malloc_trim(0)  # what loading has left
-    if not spare:
+    if not release_freed_memory:
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_MMAP_THRESHOLD, 2**30)
         return
@@ -29,7 +29,7 @@ def prepare(model, *, spare: bool) -> None:
     def trim(*_) -> None:
         libc.malloc_trim(0)
 
-    for layer in _layers(model)[::LAYERS_A_TRIM]:
+    for layer in _layers(model)[::LAYERS_PER_TRIM]:
         layer.register_forward_pre_hook(trim)
 
 

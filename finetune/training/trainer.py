@@ -11,20 +11,22 @@ from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from finetune import allocator, memory, params
-from finetune.batches import Batch, pack, passes
+from finetune import params
+from finetune.costs.memory_parts import Activations, MemoryParts, memory_parts
+from finetune.costs.meter import Meter
+from finetune.device import compute_dtype, device
 from finetune.errors import UserError
-from finetune.hardware import compute_dtype, device
-from finetune.loss import mean_loss, response_loss, sequence_losses
-from finetune.meter import Meter
-from finetune.optimizer import SplitAdamW
+from finetune.kernels.adamw import SplitAdamW
+from finetune.kernels.loss import mean_loss, response_loss, sequence_losses
+from finetune.kernels.packing import Batch, micro_batches, pack
+from finetune.training import allocator
 
 Log = Callable[[int, dict[str, float]], None]
 """Called with the optimizer step and its values."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
     """What a training run came to."""
 
     train_loss: float
@@ -35,7 +37,7 @@ class Outcome:
     epochs: float
     tokens: int
     """Tokens seen, padding left out."""
-    memory: memory.Parts
+    memory: MemoryParts
 
 
 def train(
@@ -44,19 +46,19 @@ def train(
     splits,
     *,
     settings: params.Train,
-    method: params.Method,
+    method: params.MethodSettings,
     seed: int,
     meter: Meter,
     log: Log,
-) -> Outcome:
+) -> TrainingResult:
     """Train `model` in place on `splits['train']`, validating after each epoch on `splits['validation']`.
 
     Raises UserError if the loss stops being a finite number.
     """
     columns = ["input_ids", "labels"]
-    book = _Book(meter, log)
-    allocator.prepare(model, spare=settings.spare_memory)
-    with tempfile.TemporaryDirectory() as scratch, _lean_adapters(model):
+    log_callback = _LogCallback(meter, log)
+    allocator.prepare(model, release_freed_memory=settings.release_freed_memory)
+    with tempfile.TemporaryDirectory() as scratch, _without_input_casts(model):
         trainer = _ResponseTrainer(
             model=model,
             args=_arguments(settings, method, seed, scratch),
@@ -64,18 +66,18 @@ def train(
             eval_dataset=splits["validation"].select_columns(columns),
             data_collator=pack,
             processing_class=tokenizer,
-            callbacks=[book],
+            callbacks=[log_callback],
             optimizer_cls_and_kwargs=(SplitAdamW, {"lr": method.learning_rate, "weight_decay": settings.weight_decay}),
         )
-        trainer.book, trainer.tokens_per_pass = book, settings.tokens_per_pass
-        trainer.activations = activations = memory.Activations(model)
+        trainer.log_callback, trainer.tokens_per_micro_batch = log_callback, settings.tokens_per_micro_batch
+        trainer.activations = activations = Activations(model)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        held = memory.parts(model, trainer.optimizer.optimizer, activations)
-    return book.outcome(trainer.state, held)
+        held = memory_parts(model, trainer.optimizer.optimizer, activations)
+    return log_callback.result(trainer.state, held)
 
 
-def _arguments(settings: params.Train, method: params.Method, seed: int, folder: str) -> TrainingArguments:
+def _arguments(settings: params.Train, method: params.MethodSettings, seed: int, folder: str) -> TrainingArguments:
     return TrainingArguments(
         output_dir=folder,
         num_train_epochs=method.epochs,
@@ -102,7 +104,7 @@ def _arguments(settings: params.Train, method: params.Method, seed: int, folder:
     )
 
 
-def _lean_adapters(model) -> contextlib.AbstractContextManager:
+def _without_input_casts(model) -> contextlib.AbstractContextManager:
     """Under autocast, peft's casts of every adapter input to fp32 and back only cost memory and time."""
     if isinstance(model, PeftModel) and compute_dtype() != torch.float32:
         return disable_input_dtype_casting(model)
@@ -112,9 +114,9 @@ def _lean_adapters(model) -> contextlib.AbstractContextManager:
 class _ResponseTrainer(Trainer):
     """Trainer whose losses are means over response tokens: over the accumulated batch, and over the whole split."""
 
-    book: "_Book"
-    tokens_per_pass: int
-    activations: memory.Activations
+    log_callback: "_LogCallback"
+    tokens_per_micro_batch: int
+    activations: Activations
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -122,9 +124,9 @@ class _ResponseTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         model.train()
-        self.book.count(inputs)
+        self.log_callback.count(inputs)
         total = torch.zeros((), device=self.args.device)
-        for part in passes(inputs, self.tokens_per_pass):
+        for part in micro_batches(inputs, self.tokens_per_micro_batch):
             part = self._prepare_inputs(part)
             with self.compute_loss_context_manager(), self.activations.watch(part["input_ids"].numel()):
                 loss = response_loss(model, part) / num_items_in_batch
@@ -133,7 +135,7 @@ class _ResponseTrainer(Trainer):
         return total
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        with self.book.paused():
+        with self.log_callback.paused():
             with self.accelerator.autocast():
                 loss = mean_loss(sequence_losses(self.model, self.eval_dataset))
             self.model.train()
@@ -149,7 +151,7 @@ _NAMES = {
 }
 
 
-class _Book(TrainerCallback):
+class _LogCallback(TrainerCallback):
     """Keeps count of tokens and of training time, and passes each log on with memory and time added."""
 
     def __init__(self, meter: Meter, log: Log) -> None:
@@ -208,11 +210,11 @@ class _Book(TrainerCallback):
                 flush=True,
             )
 
-    def outcome(self, state, held: memory.Parts) -> Outcome:
+    def result(self, state, held: MemoryParts) -> TrainingResult:
         losses = [(entry["epoch"], entry["loss"]) for entry in state.log_history if "loss" in entry]
         last = [loss for epoch, loss in losses if epoch > losses[-1][0] - 1]
         validation = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-        return Outcome(
+        return TrainingResult(
             train_loss=sum(last) / len(last),
             validation_loss=validation[-1],
             seconds=self.seconds,

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pandas
 import pytest
 
-from finetune import comparison, comparison_table, page, samples, scoring, significance, verdict
+from finetune.comparison import significance, verdict
 from finetune.errors import UserError
-from finetune.loss import SequenceLoss
-from finetune.runs import Run
+from finetune.evaluation import scoring
+from finetune.experiments.runs import Run
+from finetune.kernels.loss import SequenceLoss
 
 REFERENCES = [f"The answer to question {n} is that {n} ships sail from the old harbour to town {n}." for n in range(40)]
 PROMPTS = [{"record": n, "prompt": f"Question {n}?", "reference": text} for n, text in enumerate(REFERENCES)]

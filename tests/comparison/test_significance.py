@@ -5,8 +5,9 @@ import pytest
 import sacrebleu
 from sacrebleu.significance import PairedTest
 
-from finetune import scoring, significance
-from finetune.loss import SequenceLoss
+from finetune.comparison import significance
+from finetune.evaluation import scoring
+from finetune.kernels.loss import SequenceLoss
 
 TEXT = "the cat sat on a mat and saw one red apple fall from an old tree near our river"
 WORDS = TEXT.split()

@@ -6,7 +6,7 @@ import pynvml
 import pytest
 import torch
 
-from finetune import energy
+from finetune.costs import energy
 
 
 @pytest.fixture

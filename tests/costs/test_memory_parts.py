@@ -4,9 +4,10 @@ import pytest
 import torch
 from helpers import METHODS
 
-from finetune import loss, memory, models, params
-from finetune.batches import pack, passes
-from finetune.optimizer import SplitAdamW
+from finetune import params
+from finetune.kernels import loss
+from finetune.kernels.adamw import SplitAdamW
+from finetune.kernels.packing import pack, passes
 
 IDS = list(range(1, 65))
 BATCH = next(passes(pack([{"input_ids": IDS, "labels": IDS}]), 1000))

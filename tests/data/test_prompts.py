@@ -5,7 +5,7 @@ import json
 import pytest
 from helpers import refusal, stage, write_params
 
-from finetune import prompts, tokenizers
+from finetune.data import prompts
 
 RECORD = {"instruction": "Name a colour.", "input": "Not red.", "output": "Blue."}
 

@@ -9,7 +9,7 @@ import torch
 from helpers import stage, write_params
 from rouge_score import rouge_scorer
 
-from finetune import generation, models, scoring, tokenizers
+from finetune.evaluation import generation, scoring
 
 REFERENCES = ["The cat sat on the mat.", "A red apple fell.", "Nothing at all happened today."]
 ANSWERS = ["The cat sat on a mat.", "The red apple fell down.", ""]

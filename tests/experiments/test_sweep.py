@@ -7,9 +7,9 @@ import pytest
 import yaml
 from helpers import ROOT, command
 
-from finetune import sweep
 from finetune.errors import UserError
-from finetune.sweep import Trial
+from finetune.experiments import sweep
+from finetune.experiments.sweep import Trial
 
 
 def searched(loss) -> list[Trial]:

@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from finetune import optimizer
-
 
 @pytest.mark.parametrize("learning_rate", [1e-2, 1e-6])
 def test_equals_adamw_on_fp32_weights(learning_rate, monkeypatch):

@@ -5,10 +5,10 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, BloomConfig
 
-from finetune import attention, models
-from finetune.batches import pack, passes
 from finetune.errors import UserError
-from finetune.loss import response_loss
+from finetune.kernels import attention
+from finetune.kernels.loss import response_loss
+from finetune.kernels.packing import pack, passes
 
 LENGTHS = [1, 63, 64, 65, 200, 300]
 

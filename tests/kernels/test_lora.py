@@ -8,9 +8,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
-from finetune import models, params
-from finetune.fused_lora import fuse
-from finetune.lean_layers import slim
+from finetune import params
+from finetune.kernels.layers import slim
+from finetune.kernels.lora import fuse
 
 
 def adapted(folder, method: str, dtype: torch.dtype):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from finetune import lean_layers, loss, models
-from finetune.batches import pack, passes
 from finetune.errors import UserError
+from finetune.kernels import loss
+from finetune.kernels.packing import pack, passes
 
 IGNORE = -100
 

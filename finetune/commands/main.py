@@ -1,0 +1,39 @@
+"""The console command `finetune`: what a person runs besides the pipeline, each subcommand in a file of its own."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from finetune import cli
+
+COMMANDS = {
+    "infer": "stream an answer to a prompt from a fine-tuned model",
+    "compare": "compare DVC experiments, or show the last run: scores with intervals, costs, a verdict",
+    "sweep": "search each method's learning rate and epochs by the validation loss",
+}
+"""Name, which is also the module's, and what it does."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the subcommand that `arguments` (default: the process's) name."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    name = _parser().parse_args(given[:1]).command
+    # Only the chosen command's module is imported, so that `finetune --help` stays quick.
+    cli.run(lambda: import_module(f"finetune.commands.{name}").main(given[1:]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    listing = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="finetune",
+        description=f"{__doc__.splitlines()[0]}\n\n{listing}",
+        epilog="`finetune COMMAND --help` has a command's flags. The pipeline itself: `dvc repro`.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the above")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

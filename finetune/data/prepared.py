@@ -1,0 +1,43 @@
+"""The prepared dataset as later stages read it: tokenised, split, prompts masked."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from finetune.errors import UserError
+from finetune.files import read_yaml
+from finetune.places import FACTS
+
+SPLITS = ("train", "validation", "test")
+
+IGNORE = -100
+"""Label of a position without loss (PyTorch's cross-entropy default)."""
+
+
+def load(folder: Path, tokenizer) -> tuple[object, dict]:
+    """The `DatasetDict` and facts that `save` wrote.
+
+    Raises UserError if there is none, or if it was made with a tokenizer other than `tokenizer`.
+    """
+    from datasets import load_from_disk
+
+    if not (folder / FACTS).exists():
+        raise UserError(f"{folder}: no prepared dataset there; run `python stages/prepare.py` first")
+    facts = read_yaml(folder / FACTS)
+    if facts["tokenizer"] != tokenizer_id(tokenizer):
+        raise UserError(
+            f"{folder}: was tokenised for another model; prepare it again with this model's tokenizer: "
+            f"`python stages/prepare.py --model_name …`"
+        )
+    return load_from_disk(str(folder)), facts
+
+
+def prompt_ids(rows) -> list[list[int]]:
+    """The token ids of each row's prompt alone."""
+    return [row["input_ids"][: row["labels"].count(IGNORE)] for row in rows]
+
+
+def tokenizer_id(tokenizer) -> str:
+    """Short hash of what turns text into ids: vocabulary, special tokens, chat template."""
+    parts = [sorted(tokenizer.get_vocab().items()), tokenizer.all_special_tokens, tokenizer.chat_template]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

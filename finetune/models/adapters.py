@@ -1,0 +1,79 @@
+"""What each method makes of a base model: adapters over frozen weights, or every parameter trained."""
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from finetune import params
+from finetune.device import compute_dtype
+from finetune.errors import UserError
+from finetune.kernels.layers import replace_layers
+from finetune.kernels.lora import fuse
+from finetune.methods import METHODS, Method
+from finetune.models.base import copy_from_file, load_base
+
+
+def trainable(
+    folder, method: Method, lora: params.Lora, quantization: params.Quantization
+) -> PreTrainedModel | PeftModel:
+    """The base model in `folder` as `method` trains it.
+
+    AdamW's small steps are lost in the 8 bits of a bf16 mantissa: adapters are fp32, and for bf16
+    weights `SplitAdamW` keeps the rest. fp16 weights can't be kept so; they are trained as fp32.
+    Raises UserError if the model can't be loaded, or `lora.target_modules` fits none of its layers.
+    """
+    if method.adapters:
+        return _adapted(folder, method, lora, quantization)
+    model = load_base(folder, torch.bfloat16 if compute_dtype() == torch.bfloat16 else torch.float32)
+    copy_from_file(model)
+    replace_layers(model)
+    return model
+
+
+def _adapted(folder, method: Method, lora: params.Lora, quantization: params.Quantization) -> PeftModel:
+    base = load_base(folder, compute_dtype(), quantization if method.quantized else None)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        **method.lora_options,
+    )
+    base.requires_grad_(False)
+    if method.quantized:
+        _keep_differentiable(base)
+    try:
+        model = get_peft_model(base, config)
+    except ValueError as error:
+        raise UserError(f"lora.target_modules: {str(error).splitlines()[0]}") from None
+    copy_from_file(base)
+    fuse(model, keep_dequantized=quantization.keep_dequantized)
+    replace_layers(model)
+    return model
+
+
+def _keep_differentiable(model) -> None:
+    """On a CPU, bitsandbytes packs 4-bit weights at the first validation, for a kernel that passes no gradient on."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def load_tuned(folder, facts: dict, base=None) -> PreTrainedModel | PeftModel:
+    """The fine-tuned model that `saved.save` wrote to `folder`, ready to generate.
+
+    An adapter gets its base from where it was trained, or from the folder `base`; a QLoRA adapter
+    gets it in the 4 bits that it was trained on. Adapter weights are cast to the dtype of the
+    matrix products, as autocast did in training.
+    """
+    method = METHODS[facts["method"]]
+    if not method.adapters:
+        return load_base(folder, compute_dtype())
+    quantization = params.Quantization(**facts["quantization"]) if method.quantized else None
+    model = load_base(base or facts["base"], compute_dtype(), quantization)
+    tuned = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
+    fuse(tuned, keep_dequantized=quantization is not None and quantization.keep_dequantized)
+    return tuned

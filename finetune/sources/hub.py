@@ -1,0 +1,56 @@
+"""Sources on the Hugging Face Hub. huggingface_hub downloads, so its token, cache and proxy settings hold."""
+
+import shutil
+from pathlib import Path
+
+from finetune.errors import UserError
+from finetune.sources.catalogue import DATA_SUFFIXES, HubRepo
+
+_OFFLINE_CHOICE = {"model": "smollm2-135m", "data": "alpaca-demo"}
+"""What the package index brings instead."""
+
+
+def fetch_hub(kind: str, source: HubRepo, folder: Path) -> HubRepo:
+    """Download the repository's useful files; return the source with its revision resolved to a commit."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    repo_type = "model" if kind == "model" else "dataset"
+    try:
+        info = HfApi().repo_info(source.repo_id, revision=source.revision, repo_type=repo_type)
+        files = _useful_files(kind, [item.rfilename for item in info.siblings])
+        snapshot_download(
+            source.repo_id, revision=info.sha, repo_type=repo_type, allow_patterns=files, local_dir=folder
+        )
+    except GatedRepoError:
+        raise UserError(
+            f"{kind}.source: {source.repo_id} asks you to accept its terms on the Hugging Face Hub first, "
+            f"then run `hf auth login`"
+        ) from None
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise UserError(
+            f"{kind}.source: the Hugging Face Hub has no {repo_type} {source.repo_id} at revision "
+            f"{source.revision}, or it is private; check the id, or run `hf auth login`"
+        ) from None
+    except (HTTPError, OSError) as error:
+        raise UserError(
+            f"{kind}.source: {source.repo_id} could not be fetched from the Hugging Face Hub "
+            f"({type(error).__name__}); check the network, or use what the Python package index brings: "
+            f"-S {kind}.source={_OFFLINE_CHOICE[kind]}"
+        ) from None
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    return HubRepo(source.repo_id, info.sha, source.licence)
+
+
+def _useful_files(kind: str, names: list[str]) -> list[str]:
+    """PyTorch weights (safetensors where there are any), config and tokenizer; or the training data files."""
+    if kind == "data":
+        data = [
+            name for name in names if name.endswith(DATA_SUFFIXES) and not Path(name).name.startswith("dataset_info")
+        ]
+        return [name for name in data if "train" in name.lower()] or data
+    top = [name for name in names if "/" not in name]
+    weights = [name for name in top if name.endswith(".safetensors")] or [
+        name for name in top if name.startswith("pytorch_model") and name.endswith(".bin")
+    ]
+    return weights + [name for name in top if name.endswith((".json", ".txt", ".jinja", "tokenizer.model"))]

