@@ -1,53 +1,72 @@
-# make repro: set up and run the pipeline.  make test: set up and pass the tests.
+# What can be made: `make help`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup repro twice test test-slow lint compare sweep benchmark clean
+# Which build of torch: cpu, cu130, or any other that PyTorch's own index has for the pinned version.
+# Empty: what pip's configured index gives (on PyPI for Linux a CUDA build of several GB).
+TORCH ?=
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+INSTALLED := $(VENV)/installed$(TORCH:%=-%)
+# Twice quiet: errors in full, nothing else.
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-setup: $(VENV)/installed
+# The runs that `make compare` takes, by default those of the race.
+RUNS ?= 'qlora-*' 'lora-*' 'full-*'
 
-$(VENV)/installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one: make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[test]'
-	touch $@
+.PHONY: help setup repro twice test test-slow lint compare sweep benchmark clean
 
-repro: setup
-	dvc repro
-	python stages/compare.py
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1@/p' $(MAKEFILE_LIST) | while IFS=@ read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 
-# Train and evaluate again from scratch; fails unless every byte comes out the same.
-twice: setup
+setup: $(INSTALLED) ## install the pinned packages into .venv (TORCH=cpu or TORCH=cu130 chooses torch's build)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one: make PYTHON=python3.12")'
+	@echo "Installing the pinned packages into $(VENV): a few minutes."
+ifeq ($(TORCH),)
+	@command -v nvidia-smi > /dev/null || echo "No NVIDIA GPU found: 'make setup TORCH=cpu' takes a torch without CUDA, a tenth of the download."
+endif
+	@$(PYTHON) -m venv $(VENV)
+ifneq ($(TORCH),)
+	@$(PIP) --no-deps --index-url https://download.pytorch.org/whl/$(TORCH) 'torch==$(TORCH_VERSION)+$(TORCH)'
+endif
+	@$(PIP) --editable '.[test]'
+	@touch $@
+
+repro: setup ## set up, run the pipeline, show the results
+	@dvc repro
+	@echo
+	@finetune compare
+	@printf '\nNext, after `source $(BIN)/activate`:\n  finetune infer --prompt "Write a haiku about spring"\n  dvc exp run -n qlora && dvc exp run -n full -S method=full\n  finetune compare qlora full\n'
+
+twice: setup ## train and evaluate again from scratch; fails unless every byte comes out the same
 	sha256sum models/tuned/* data/predictions/tuned.jsonl metrics/eval.json > .first.sha256
 	dvc repro --force --single-item train eval
 	sha256sum --check .first.sha256
 
-test: setup
+test: setup ## set up and pass the tests
 	pytest
 
-test-slow: setup
+test-slow: setup ## the shipped model, data and params end to end: ten minutes more
 	pytest -m slow
 
-lint: setup
+lint: setup ## style and types
 	ruff check .
 	ruff format --check .
+	mypy finetune stages
 
-# The README's table and plots/comparison.html of finished experiments, by default those of the race.
-RUNS ?= 'qlora-*' 'lora-*' 'full-*'
-compare: setup
-	python stages/compare.py $(RUNS) --readme
+compare: setup ## the documents' tables and plots/comparison.html of finished experiments (RUNS='qlora-1 full-1')
+	finetune compare $(RUNS) --publish
 
-# Learning rate and epochs of each method, by the validation loss: about two hours on 2 cores.
-sweep: setup
-	python stages/sweep.py
+sweep: setup ## search learning rates and epochs by the validation loss: about two hours and a half on 2 cores
+	finetune sweep
 
-# Ours beside TRL: about 45 minutes on 2 cores, after a `make repro`.
-benchmark: setup
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[benchmark]'
+benchmark: setup ## ours beside TRL: about 45 minutes on 2 cores, after `make repro`
+	@$(PIP) --editable '.[benchmark]'
 	python benchmarks/cost.py
 	python benchmarks/scale.py
 
-clean:
+clean: ## remove .venv
 	rm -rf $(VENV) *.egg-info

@@ -13,11 +13,16 @@ import time
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from finetune import cli, params
+from finetune import cli, params, places
 from finetune.errors import UserError
+from finetune.methods import METHODS
+
+if TYPE_CHECKING:
+    from finetune.costs.meter import Meter
 
 
 @dataclass(frozen=True)
@@ -38,13 +43,14 @@ def prepare(args: argparse.Namespace) -> Work:
     """
     from datasets import Dataset, disable_caching
 
-    from finetune.data import dataset
-    from finetune.models import tokenizer
+    from finetune.data import prepared
+    from finetune.models import tokenizer as tokenizers
+    from finetune.sources.fetch import base_folder
 
     disable_caching()  # datasets would keep what it maps and filters in data/prepared, which DVC tracks
-    base = sources.base_folder(None)
+    base = base_folder(None)
     tokenizer = tokenizers.load(base)
-    splits, _ = dataset.load(Path("data/prepared"), tokenizer)
+    splits, _ = prepared.load(places.PREPARED, tokenizer)
 
     def cut(rows, count: int):
         rows = rows.select_columns(["input_ids", "labels"]).map(
@@ -83,32 +89,35 @@ class Result:
     held_out_loss: float
 
 
-def ours(work: Work, method: str, gauge, *, keep_dequantized: bool = True, **train_settings) -> Result:
+def ours(work: Work, method: str, meter: "Meter", *, keep_dequantized: bool = True, **train_settings) -> Result:
     """This repository's trainer."""
     from datasets import DatasetDict
 
+    from finetune.models.adapters import trainable
+    from finetune.training.trainer import train
+
     quantization = replace(work.settings.quantization, keep_dequantized=keep_dequantized)
-    model = models.trainable(work.base, method, work.settings.lora, quantization)
+    model = trainable(work.base, METHODS[method], work.settings.lora, quantization)
     losses = []
-    outcome = training.train(
+    result = train(
         model,
         work.tokenizer,
         DatasetDict(train=work.train, validation=work.held_out),
         settings=replace(work.settings.train, **train_settings),
-        method=replace(getattr(work.settings.methods, method), epochs=1.0),
+        method=replace(work.settings.methods[method], epochs=1.0),
         seed=0,
-        meter=gauge,
+        meter=meter,
         log=lambda step, values: losses.append(values["train/loss"]) if "train/loss" in values else None,
     )
-    return Result(outcome.seconds, losses, outcome.validation_loss)
+    return Result(result.seconds, losses, result.validation_loss)
 
 
-def trl(work: Work, method: str, gauge, *, dropout: float = 0.05, **config) -> Result:
+def trl(work: Work, method: str, meter: "Meter", *, dropout: float = 0.05, **config) -> Result:
     """TRL's SFTTrainer, adapters on every linear layer, other settings its own unless `config` says otherwise."""
     import torch
     from trl import SFTConfig, SFTTrainer
 
-    method_settings = getattr(work.settings.methods, method)
+    method_settings = work.settings.methods[method]
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(
             model=_peer_model(work, method, torch.float32 if method == "full" else torch.bfloat16),
@@ -120,13 +129,13 @@ def trl(work: Work, method: str, gauge, *, dropout: float = 0.05, **config) -> R
         return _run(trainer, work)
 
 
-def plain(work: Work, method: str, gauge, *, dropout: float = 0.05, **config) -> Result:
+def plain(work: Work, method: str, meter: "Meter", *, dropout: float = 0.05, **config) -> Result:
     """The ordinary recipe: peft and bitsandbytes under transformers' Trainer, batches padded, the model's own loss."""
     import torch
     from peft import get_peft_model
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-    method_settings = getattr(work.settings.methods, method)
+    method_settings = work.settings.methods[method]
     model = get_peft_model(_peer_model(work, method, torch.bfloat16), _lora(work, dropout))
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -141,7 +150,9 @@ def plain(work: Work, method: str, gauge, *, dropout: float = 0.05, **config) ->
 
 def _peer_model(work: Work, method: str, dtype):
 
-    return models.load_base(work.base, dtype, work.settings.quantization if method == "qlora" else None)
+    from finetune.models.base import load_base
+
+    return load_base(work.base, dtype, work.settings.quantization if METHODS[method].quantized else None)
 
 
 def _lora(work: Work, dropout: float):
@@ -153,8 +164,9 @@ def _lora(work: Work, dropout: float):
     )
 
 
-def _common(work: Work, method: params.Method, folder: str) -> dict:
+def _common(work: Work, method: params.MethodSettings, folder: str) -> dict:
     """Settings in which all peers are given what ours has."""
+    from finetune.device import device
 
     train = work.settings.train
     return dict(
@@ -172,7 +184,7 @@ def _common(work: Work, method: params.Method, folder: str) -> dict:
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
-        use_cpu=hardware.device().type == "cpu",
+        use_cpu=device().type == "cpu",
     )
 
 
@@ -194,18 +206,18 @@ def _run(trainer, work: Work) -> Result:
 BEST = dict(gradient_checkpointing=False, train_sampling_strategy="group_by_length", optim="adamw_torch_fused")
 """What made TRL fastest here: no activation checkpointing, and batches of like length."""
 
-LEAN = dict(keep_dequantized=False, tokens_per_pass=256, spare_memory=True)
+LEAN = dict(keep_dequantized=False, tokens_per_micro_batch=256, release_freed_memory=True)
 """Ours at its smallest short of activation checkpointing."""
 
 CONTENDERS = {
-    "ours qlora": lambda work, gauge: ours(work, "qlora", gauge),
-    "ours qlora lean": lambda work, gauge: ours(work, "qlora", gauge, **LEAN),
-    "ours full": lambda work, gauge: ours(work, "full", gauge),
-    "trl qlora": lambda work, gauge: trl(work, "qlora", gauge),
-    "trl qlora tuned": lambda work, gauge: trl(work, "qlora", gauge, dropout=0.0, **BEST),
-    "trl full": lambda work, gauge: trl(work, "full", gauge),
-    "trl full tuned": lambda work, gauge: trl(work, "full", gauge, **BEST),
-    "plain qlora": lambda work, gauge: plain(work, "qlora", gauge),
+    "ours qlora": lambda work, meter: ours(work, "qlora", meter),
+    "ours qlora lean": lambda work, meter: ours(work, "qlora", meter, **LEAN),
+    "ours full": lambda work, meter: ours(work, "full", meter),
+    "trl qlora": lambda work, meter: trl(work, "qlora", meter),
+    "trl qlora tuned": lambda work, meter: trl(work, "qlora", meter, dropout=0.0, **BEST),
+    "trl full": lambda work, meter: trl(work, "full", meter),
+    "trl full tuned": lambda work, meter: trl(work, "full", meter, **BEST),
+    "plain qlora": lambda work, meter: plain(work, "qlora", meter),
 }
 
 
@@ -221,7 +233,9 @@ def matrix_rate() -> float:
     """bf16 operations a second that this machine reaches in one of the model's own matrix products, repeated."""
     import torch
 
-    x, weight = (torch.randn(rows, 576, device=hardware.device()).bfloat16() for rows in (1024, 1536))
+    from finetune.device import device
+
+    x, weight = (torch.randn(rows, 576, device=device()).bfloat16() for rows in (1024, 1536))
 
     def run(times: int) -> float:
         started = time.perf_counter()
@@ -245,7 +259,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="folder of another base model with the same tokenizer")
     args = parser.parse_args()
 
-    from finetune.costs import meter
+    from finetune.costs.meter import Meter, peak_process_gb
     from finetune.training import trainer  # noqa: F401  (imported before the memory baseline is taken)
 
     if args.name.startswith("trl"):
@@ -254,10 +268,10 @@ def main() -> None:
     import bitsandbytes  # noqa: F401
 
     work = prepare(args)
-    gauge = meter.Meter().start()
-    floor = gauge.process_gb()
-    result = CONTENDERS[args.name](work, gauge)
-    gauge.stop()
+    meter = Meter().start()
+    floor = meter.process_gb()
+    result = CONTENDERS[args.name](work, meter)
+    meter.stop()
     tokens = sum(map(len, work.train["input_ids"]))
     print(
         json.dumps(
@@ -270,8 +284,8 @@ def main() -> None:
                 "seconds": round(result.seconds, 2),
                 "tokens_per_second": round(tokens / result.seconds, 1),
                 "import_gb": round(floor, 3),
-                "peak_process_gb": round(meter.peak_process_gb(), 3),
-                "peak_device_gb": round(gauge.peak_device_gb(), 3),
+                "peak_process_gb": round(peak_process_gb(), 3),
+                "peak_device_gb": round(meter.peak_device_gb(), 3),
                 "losses": [round(value, 4) for value in result.losses],
                 "held_out_loss": round(result.held_out_loss, 4),
             }

@@ -3,7 +3,7 @@
     python benchmarks/cost.py
 
 needs the extra `benchmark` (`pip install --constraint constraints.txt --editable '.[benchmark]'`) and a finished
-`dvc repro`. Prints the table and puts it into the README; writes every run to benchmarks/results/cost.json and draws
+`dvc repro`. Prints the table and puts it into benchmarks/README.md; writes every run to benchmarks/results/cost.json and draws
 cost.png. Takes about 25 minutes on 2 cores.
 """
 
@@ -19,10 +19,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import workers
 from contenders import CONTENDERS
 
-from finetune import cli, files
+from finetune import cli, files, generated, places
 from finetune.errors import UserError
 
-RESULTS = Path("benchmarks/results")
 OPERATIONS = 4
 """Per parameter and token: forward pass and the gradient of the activations. A frozen base has no gradient of its own."""
 
@@ -41,25 +40,27 @@ def main() -> None:
     rounds = [one_round(turn, args) for turn in range(args.rounds)]
     decoding = {way: workers.run("decoding.py", way, "--prompts", args.prompts) for way in ("batched", "one by one")}
 
-    found = {
+    from finetune import device
+
+    results = {
         "records": args.records,
         "max_length": args.max_length,
         "prompts": args.prompts,
-        "hardware": hardware.describe(),
-        "versions": hardware.versions(),
+        "hardware": device.describe(),
+        "versions": device.versions(),
         "rounds": rounds,
         "decoding": decoding,
     }
-    files.write_json(RESULTS / "cost.json", found)
-    draw(rounds, RESULTS / "cost.png")
-    report.put_in_readme("cost", markdown(found), Path("README.md"))
-    print(markdown(found))
+    files.write_json(places.RESULTS / "cost.json", results)
+    draw(rounds, places.RESULTS / "cost.png")
+    generated.put("cost", markdown(results))
+    print(markdown(results))
 
 
-def markdown(found: dict) -> str:
+def markdown(results: dict) -> str:
     """The whole outcome."""
-    rounds = found["rounds"]
-    return "\n\n".join([targets(rounds, found["decoding"]), runs(rounds), footnote(found)])
+    rounds = results["rounds"]
+    return "\n\n".join([targets(rounds, results["decoding"]), runs(rounds), footnote(results)])
 
 
 def one_round(turn: int, args) -> dict[str, dict]:
@@ -146,15 +147,15 @@ def runs(rounds: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def footnote(found: dict) -> str:
-    one = found["rounds"][0]["ours qlora"]
-    same = sum(a == b for a, b in zip(*(one["answers"] for one in found["decoding"].values()), strict=True))
-    rate = median(one["ours qlora"]["matrix_gflops"] for one in found["rounds"])
+def footnote(results: dict) -> str:
+    one = results["rounds"][0]["ours qlora"]
+    same = sum(a == b for a, b in zip(*(one["answers"] for one in results["decoding"].values()), strict=True))
+    rate = median(one["ours qlora"]["matrix_gflops"] for one in results["rounds"])
     return (
-        f"{found['records']} records of at most {found['max_length']} tokens ({one['tokens']} tokens, padding not "
-        f"counted), {len(found['rounds'])} rounds in which the contenders took turns; matrix products at {rate:.0f} "
-        f"GFLOP/s; {same} of {found['prompts']} answers were the same both ways. {found['hardware']}; "
-        f"{found['versions']}, trl {one['trl']}."
+        f"{results['records']} records of at most {results['max_length']} tokens ({one['tokens']} tokens, padding not "
+        f"counted), {len(results['rounds'])} rounds in which the contenders took turns; matrix products at {rate:.0f} "
+        f"GFLOP/s; {same} of {results['prompts']} answers were the same both ways. {results['hardware']}; "
+        f"{results['versions']}, trl {one['trl']}."
     )
 
 

@@ -11,20 +11,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from finetune import cli
-
-CKPT = Path("models/tuned")
+from finetune import cli, places
 
 
 def batched(prompts: list[list[int]], tokenizer, base: Path, max_new_tokens: int) -> tuple[list[str], float]:
     """What stages/eval.py does."""
     from finetune import params
-    from finetune.evaluation import generation
-    from finetune.models import base
+    from finetune.evaluation.generation import generate
+    from finetune.models.adapters import load_tuned
+    from finetune.models.saved import read_facts
 
-    model = models.load_tuned(CKPT, checkpoint.read_facts(CKPT), base)
+    model = load_tuned(places.TUNED, read_facts(places.TUNED), base)
     size = params.load().eval.decode_batch_size
-    return timed(lambda: generation.generate(model, tokenizer, prompts, batch_size=size, max_new_tokens=max_new_tokens))
+    return timed(lambda: generate(model, tokenizer, prompts, batch_size=size, max_new_tokens=max_new_tokens))
 
 
 def one_by_one(prompts: list[list[int]], tokenizer, base: Path, max_new_tokens: int) -> tuple[list[str], float]:
@@ -33,10 +32,11 @@ def one_by_one(prompts: list[list[int]], tokenizer, base: Path, max_new_tokens: 
     from peft import PeftModel
 
     from finetune import params
-    from finetune.models import base
+    from finetune.device import compute_dtype
+    from finetune.models.base import load_base
 
-    model = models.load_base(base, hardware.compute_dtype(), params.load().quantization)
-    model = PeftModel.from_pretrained(model, CKPT).eval()
+    model = load_base(base, compute_dtype(), params.load().quantization)
+    model = PeftModel.from_pretrained(model, places.TUNED).eval()
 
     def answer(prompt: list[int]) -> str:
         ids = torch.tensor([prompt], device=model.device)
@@ -63,13 +63,14 @@ def main() -> None:
     parser.add_argument("--max_new_tokens", type=int, default=48, help="tokens per answer at most (default: 48)")
     args = parser.parse_args()
 
-    from finetune.data import dataset
-    from finetune.models import tokenizer
+    from finetune.data import prepared
+    from finetune.models import tokenizer as tokenizers
+    from finetune.sources.fetch import base_folder
 
-    base = sources.base_folder(None)
+    base = base_folder(None)
     tokenizer = tokenizers.load(base)
-    splits, _ = dataset.load(Path("data/prepared"), tokenizer)
-    prompts = dataset.prompt_ids(splits["test"])[: args.prompts]
+    splits, _ = prepared.load(places.PREPARED, tokenizer)
+    prompts = prepared.prompt_ids(splits["test"])[: args.prompts]
     answers, seconds = WAYS[args.way](prompts, tokenizer, base, args.max_new_tokens)
     print(json.dumps({"way": args.way, "seconds": seconds, "examples": len(prompts), "answers": answers}))
 

@@ -3,7 +3,7 @@
     python benchmarks/scale.py
 
 needs what benchmarks/cost.py needs. Sequences are full: every token is real and a target. Prints the table and puts it
-into the README; writes benchmarks/results/scale.json and scale.png. Takes about 20 minutes on 2 cores.
+into benchmarks/README.md; writes benchmarks/results/scale.json and scale.png. Takes about 20 minutes on 2 cores.
 """
 
 import argparse
@@ -15,9 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import workers
 
-from finetune import cli, files
+from finetune import cli, files, generated, places
 
-RESULTS = Path("benchmarks/results")
 NAMES = {"ours qlora": "#0072B2", "trl qlora": "#E69F00"}
 STEPS = 2
 
@@ -44,11 +43,13 @@ def main() -> None:
             measure(name, sweep, value, folders) for sweep in SWEEPS for value in SWEEPS[sweep][1] for name in NAMES
         ]
 
-    found = {"hardware": hardware.describe(), "versions": hardware.versions(), "points": points}
-    files.write_json(RESULTS / "scale.json", found)
-    draw(points, RESULTS / "scale.png")
-    report.put_in_readme("scale", markdown(found), Path("README.md"))
-    print(markdown(found))
+    from finetune import device
+
+    results = {"hardware": device.describe(), "versions": device.versions(), "points": points}
+    files.write_json(places.RESULTS / "scale.json", results)
+    draw(points, places.RESULTS / "scale.png")
+    generated.put("scale", markdown(results))
+    print(markdown(results))
 
 
 def random_model(folder: Path, shape: dict[str, int]) -> Path:
@@ -56,7 +57,9 @@ def random_model(folder: Path, shape: dict[str, int]) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(sources.base_folder(None), **shape)
+    from finetune.sources.fetch import base_folder
+
+    config = AutoConfig.from_pretrained(base_folder(None), **shape)
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     return folder
 
@@ -73,9 +76,9 @@ def measure(name: str, sweep: str, value: int, folders: dict[int, Path]) -> dict
     }
 
 
-def markdown(found: dict) -> str:
+def markdown(results: dict) -> str:
     """Speed and memory of both at each point."""
-    points = found["points"]
+    points = results["points"]
     lines = ["| | | tokens/s: ours | TRL | GB above imports: ours | TRL |", "|---|---:|---:|---:|---:|---:|"]
     for sweep in SWEEPS:
         for value in SWEEPS[sweep][1]:
@@ -85,7 +88,7 @@ def markdown(found: dict) -> str:
             speed = f"{ours['tokens_per_second']:.0f} | {theirs['tokens_per_second']:.0f}"
             memory = f"{ours['peak_device_gb']:.2f} | {theirs['peak_device_gb']:.2f}"
             lines.append(f"| {sweep} | {value} | {speed} | {memory} |")
-    return "\n".join([*lines, "", f"{found['hardware']}; {found['versions']}."])
+    return "\n".join([*lines, "", f"{results['hardware']}; {results['versions']}."])
 
 
 def draw(points: list[dict], target: Path) -> None:

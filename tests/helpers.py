@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from finetune.methods import METHODS
+
 ROOT = Path(__file__).parents[1]
 GIT = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
-METHODS = ("qlora", "lora", "full")
 FAST = {name: {"learning_rate": 0.01, "epochs": 4} for name in METHODS}
 """Settings under which a tiny model learns a few words in a second."""
 

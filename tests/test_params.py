@@ -14,7 +14,7 @@ def test_the_shipped_params_are_valid():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "qlorra"}, "method: must be one of qlora, lora, full, got 'qlorra'"),
+        ({"method": "qlorra"}, "method: must be one of qlora, lora, dora, full, got 'qlorra'"),
         ({"train": {"batch_size": 0}}, "train.batch_size: must be at least 1, got 0"),
         ({"train": {"batch_size": 2.5}}, "train.batch_size: must be a whole number, got 2.5"),
         ({"train": {"batch_size": True}}, "train.batch_size: must be a whole number, got True"),

@@ -1,31 +1,32 @@
-"""What the repository says of itself is true: dvc.yaml, dvc.lock, the README's table."""
+"""What the repository says of itself is true: dvc.yaml, dvc.lock, the documents' tables, the picture."""
 
 import ast
 import hashlib
 import importlib
 import json
 import re
+import subprocess
 import sys
 
 import pytest
 import yaml
 from helpers import ROOT, command
 
+from finetune import generated, places
+from finetune.commands.compare import PICTURES
+from finetune.commands.main import COMMANDS
+from finetune.comparison.picture import picture
+from finetune.comparison.summary import summary
+from finetune.comparison.tables import report
 from finetune.experiments import sweep
-
-PLUMBING = {"cli", "errors", "files", "params", "report", "meter", "live"}
-"""Modules that can't change what a stage computes."""
-
-LOADERS = {"sources", "dataset", "checkpoint"}
-"""Modules that read another stage's output, where that output is the dependency."""
 
 
 def pipeline() -> dict:
     return yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
-def script(stage: dict) -> str:
-    return re.search(r"stages/\w+\.py", stage.get("do", stage)["cmd"])[0]
+def results(name: str) -> dict:
+    return json.loads((ROOT / places.RESULTS / f"{name}.json").read_text())
 
 
 def reads(source: str) -> set[str]:
@@ -44,28 +45,11 @@ def reads(source: str) -> set[str]:
 
 @pytest.mark.parametrize("name", [name for name in pipeline() if name != "fetch"])
 def test_a_stage_reads_only_params_that_dvc_yaml_declares(name):
-    declared = {key.replace(".${method}", "") for key in pipeline()[name]["params"]}
-    for key in reads((ROOT / script(pipeline()[name])).read_text()):
-        assert key in declared or key.split(".")[0] in declared, f"{name} reads {key}"
-
-
-@pytest.mark.parametrize("name", [name for name in pipeline() if name != "fetch"])
-def test_every_module_that_shapes_a_stages_result_is_a_dependency(name):
     stage = pipeline()[name]
-    for module in imports(ROOT / script(stage)) - PLUMBING:
-        assert (
-            f"finetune/{module}.py" in stage["deps"]
-            or (module in LOADERS and name != "prepare")
-            or (module == "sources")
-        ), f"{name} uses finetune/{module}.py"
-
-
-def imports(path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "finetune":
-            found |= {alias.name for alias in node.names}
-    return found
+    declared = {key.replace(".${method}", "") for key in stage["params"]}
+    module = re.search(r"stages\.(\w+)", stage["cmd"])[1]
+    for key in reads((ROOT / f"stages/{module}.py").read_text()):
+        assert key in declared or key.split(".")[0] in declared, f"{name} reads {key}"
 
 
 def test_the_lock_was_made_by_the_committed_code_and_params():
@@ -74,9 +58,8 @@ def test_the_lock_was_made_by_the_committed_code_and_params():
     assert set(lock) == (set(pipeline()) - {"fetch"}) | {"fetch@model", "fetch@data"}
     for name, stage in lock.items():
         for dep in stage["deps"]:
-            if dep["path"].endswith(".py"):
-                now = hashlib.md5((ROOT / dep["path"]).read_bytes()).hexdigest()
-                assert now == dep["md5"], f"{name}: {dep['path']} changed since dvc.lock; run `dvc repro`"
+            if dep["path"].startswith(("finetune", "stages")):
+                assert md5(ROOT / dep["path"]) == dep["md5"], f"{name}: {dep['path']} changed since; run `dvc repro`"
         for key, value in stage.get("params", {}).get("params.yaml", {}).items():
             now = params
             for part in key.split("."):
@@ -84,33 +67,85 @@ def test_the_lock_was_made_by_the_committed_code_and_params():
             assert now == value, f"{name}: {key} changed since dvc.lock; run `dvc repro`"
 
 
-def test_the_readmes_table_is_the_committed_comparison():
-    data = json.loads((ROOT / "benchmarks/results/comparison.json").read_text())
-    assert report.in_readme("comparison", ROOT / "README.md") == comparison_table.markdown(data), "run `make compare`"
+def md5(path) -> str:
+    """As DVC has it: of a folder, the hash of its sorted listing of files and hashes."""
+    if path.is_file():
+        return hashlib.md5(path.read_bytes()).hexdigest()
+    files = [file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    rows = sorted((file.relative_to(path).as_posix(), md5(file)) for file in files)
+    listing = json.dumps([{"md5": one, "relpath": name} for name, one in rows])
+    return f"{hashlib.md5(listing.encode()).hexdigest()}.dir"
 
 
-def test_the_readmes_sweep_is_the_committed_one():
-    data = json.loads((ROOT / "benchmarks/results/sweep.json").read_text())
-    assert report.in_readme("sweep", ROOT / "README.md") == sweep.markdown(data), "run `make sweep`"
+def test_the_documents_tables_are_the_committed_comparison():
+    data = results("comparison")
+    assert generated.read("comparison", ROOT) == report(data), "run `make compare`"
+    assert generated.read("summary", ROOT) == summary(data), "run `make compare`"
+
+
+@pytest.mark.parametrize("page", ["light", "dark"])
+def test_the_front_pages_picture_is_drawn_from_the_committed_comparison(page):
+    assert (ROOT / PICTURES / f"gain-{page}.svg").read_text() == picture(results("comparison"), page)
+
+
+def test_the_documented_sweep_is_the_committed_one():
+    assert generated.read("sweep", ROOT) == sweep.markdown(results("sweep")), "run `make sweep`"
 
 
 @pytest.mark.parametrize("name", ["cost", "scale"])
-def test_the_readmes_benchmark_tables_come_from_the_committed_runs(name, monkeypatch):
+def test_the_benchmarks_tables_come_from_the_committed_runs(name, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    data = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
-    assert report.in_readme(name, ROOT / "README.md") == importlib.import_module(name).markdown(data), (
-        "run `make benchmark`"
-    )
+    module = importlib.import_module(name)
+    assert generated.read(name, ROOT) == module.markdown(results(name)), "run `make benchmark`"
 
 
-def test_what_the_readme_links_to_exists():
-    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", (ROOT / "README.md").read_text()):
-        assert (ROOT / target).exists(), target
+def documents() -> list[str]:
+    return [
+        str(path.relative_to(ROOT))
+        for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md"))
+    ]
 
 
-@pytest.mark.parametrize("name", ["fetch", "prepare", "train", "eval", "infer", "compare", "plot", "sweep"])
-def test_help_comes_without_loading_torch(name, tmp_path):
-    done = command(sys.executable, "-X", "importtime", ROOT / f"stages/{name}.py", "--help", cwd=tmp_path)
+@pytest.mark.parametrize("document", documents())
+def test_what_a_document_links_to_exists(document):
+    text = (ROOT / document).read_text()
+    for target in re.findall(r"(?:\]\(|(?:src|srcset)=\")(?!https?:|#)([^)\"#]+)", text):
+        assert (ROOT / document).parent.joinpath(target).exists(), target
+
+
+def test_the_front_page_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_front_pages_tree_names_every_folder_and_module():
+    text = (ROOT / "README.md").read_text()
+    for path in [*ROOT.glob("finetune/*/"), *ROOT.glob("finetune/*.py")]:
+        if not path.name.startswith("_"):
+            assert path.stem in text, f"README's tree lacks {path.name}"
+
+
+SCRIPTS = [f"stages.{name}" for name in ("fetch", "prepare", "train", "eval", "plot")]
+
+
+@pytest.mark.parametrize(
+    "words", [*SCRIPTS, "finetune.commands.main", *(f"finetune.commands.main {c}" for c in COMMANDS)]
+)
+def test_help_comes_without_loading_torch(words):
+    done = command(sys.executable, "-X", "importtime", "-m", *words.split(), "--help", cwd=ROOT)
     assert done.returncode == 0 and "usage:" in done.stdout
     modules = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "finetune.cli" in modules and not modules & {"torch", "transformers", "datasets"}
+
+
+def test_every_module_imports_where_posix_only_modules_are_missing():
+    """As on Windows, which has no `resource`, `fcntl` or `pwd`."""
+    code = "import sys; sys.modules.update(dict.fromkeys(['resource', 'fcntl', 'pwd'])); import import_all; import_all.main()"
+    done = command(sys.executable, "-c", code, cwd=ROOT / "tests", PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+
+
+def test_make_help_names_every_target():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.search(r"\.PHONY: (.+)", makefile)[1].split())
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert targets == set(re.findall(r"^  make (\w[\w-]*)", shown, flags=re.MULTILINE))

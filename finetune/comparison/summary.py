@@ -1,7 +1,7 @@
 """A comparison on a front page: a short table, and one sentence a contender."""
 
 from finetune.comparison.tables import Table, markdown
-from finetune.comparison.verdict import cost_ratio, join, name
+from finetune.comparison.verdict import cost_ratio, in_sentence, name
 from finetune.measures import COSTS, SCORES, Measure
 
 ROWS = (
@@ -32,18 +32,16 @@ def _cell(measure: Measure, column: dict) -> str:
 
 
 def _sentence(data: dict, label: str) -> str:
-    shares = data["share_of_gain"].get(label)
-    if not shares:
-        return f"**{name(label, capital=True)}** {_change(data, label)}."
-    reached = join([f"{100 * share['value']:.0f}% in {SCORES[score].title}" for score, share in shares.items()])
+    """On the test loss, the one score that tells the methods apart with few examples."""
+    loss, subject = SCORES["test_loss"], f"**{name(label, capital=True)}**"
+    share = data["share_of_gain"].get(label, {}).get(loss.key)
+    if share is None:
+        before, after = (
+            loss.text(column["scores"][loss.key]["value"]) for column in (data["base"], data["contenders"][label])
+        )
+        return f"{subject} brings the {in_sentence(loss)} from {before} to {after}."
     memory, seconds = (cost_ratio(data, label, key) for key in ("peak_device_gb", "epoch_seconds"))
     return (
-        f"**{name(label, capital=True)}** takes {memory:.2f} of {name(data['reference'])}'s memory and {seconds:.2f} of "
-        f"its time, and reaches of its gain on the base model: {reached}."
+        f"{subject} reaches {100 * share['value']:.0f}% of {name(data['reference'])}'s gain in {in_sentence(loss)}, "
+        f"with {memory:.2f} of its memory and {seconds:.2f} of its time."
     )
-
-
-def _change(data: dict, label: str) -> str:
-    loss, column = SCORES["test_loss"], data["contenders"][label]
-    before, after = (loss.text(one["scores"]["test_loss"]["value"]) for one in (data["base"], column))
-    return f"brings the test loss from {before} to {after}"

@@ -1,12 +1,16 @@
-"""`stages/compare.py` on DVC experiments of the tiny model, as a user queues them."""
+"""`finetune compare` on DVC experiments of the tiny model, as a user queues them."""
 
 import base64
 import json
 import re
+import shlex
 from subprocess import CompletedProcess
 
 import pytest
-from helpers import command, drafts_in, dvc
+from helpers import ROOT, command, drafts_in, dvc
+
+from finetune import generated
+from finetune.comparison.picture import picture
 
 EXPERIMENTS = {
     "qlora-1": [],
@@ -35,20 +39,35 @@ def queue(clone, name: str, *settings: str) -> None:
 
 
 def compare(clone, *arguments) -> CompletedProcess:
-    return command("python", "stages/compare.py", *arguments, cwd=clone, PYTHONPATH=str(clone))
+    return command("python", "-m", "finetune.commands.main", "compare", *arguments, cwd=clone)
 
 
 def test_metrics_diff_names_what_the_methods_change(experiments):
     changed = json.loads(dvc(experiments, "metrics", "diff", "qlora-1", "full-1", "--json").stdout)
     assert set(changed) == {"metrics/train.json", "metrics/eval.json"}
-    assert changed["metrics/train.json"]["trained_parameters"]["diff"] > 0
+    assert changed["metrics/train.json"]["size_gb"]["diff"] > 0
+
+
+def documented_exp_show() -> list[str]:
+    """The words behind `dvc` of the command in docs/results.md."""
+    line = re.search(r"^dvc (exp show .*?)\s*#", (ROOT / "docs/results.md").read_text(), flags=re.MULTILINE)[1]
+    return shlex.split(line)
+
+
+@pytest.mark.parametrize(
+    "words", [documented_exp_show(), ["metrics", "show"], ["metrics", "diff", "qlora-1", "full-1"]], ids=" ".join
+)
+def test_dvcs_tables_fit_160_columns(experiments, words):
+    pager = ["--no-pager"] if words[0] == "exp" else []
+    done = command("dvc", *words, *pager, cwd=experiments, COLUMNS="160")
+    assert done.returncode == 0 and "peak_device_gb" in done.stdout and "test_loss" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 160 and "…" not in done.stdout
 
 
 def test_table_and_page_hold_every_figure(experiments):
     done = compare(experiments, "qlora-*", "full-1", "--out_dir", "report")
     assert done.returncode == 0, done.stderr
     table = (experiments / "report/comparison.md").read_text()
-    assert table.strip() in done.stdout
     assert "|  | base | qlora | full |" in table and "| Seeds | - | 1, 2 | 1 |" in table
     assert "**Note.** Seeds differ: qlora 1, 2; full 1." in table
     assert re.search(r"\| ROUGE-L \| [\d.]+ \[[\d.]+, [\d.]+\] \| [\d.]+ \[[\d.]+, [\d.]+\] ± [\d.]+ \|", table)
@@ -64,18 +83,21 @@ def test_table_and_page_hold_every_figure(experiments):
 
 
 def test_every_sentence_of_the_verdict_is_on_the_page(experiments):
-    done = compare(experiments, "qlora-1", "full-1", "--out_dir", "report")
-    page = (experiments / "report/comparison.html").read_text()
-    sentences = re.findall(r"^- (.+)$", done.stdout, flags=re.MULTILINE)
+    assert compare(experiments, "qlora-1", "full-1", "--out_dir", "report").returncode == 0
+    page, text = ((experiments / f"report/comparison.{kind}").read_text() for kind in ("html", "md"))
+    sentences = re.findall(r"^- (.+)$", text, flags=re.MULTILINE)
     assert sentences and all(sentence.replace("'", "&#39;") in page for sentence in sentences)
 
 
-def test_readmes_table_and_its_figures_are_written_together(experiments, editable):
-    done = compare(experiments, "qlora-1", "full-1", "--readme", "--out_dir", "report")
+def test_the_documents_tables_their_figures_and_the_picture_are_written_together(experiments, editable):
+    done = compare(experiments, "qlora-1", "full-1", "--publish", "--out_dir", "report")
     assert done.returncode == 0, done.stderr
     data = json.loads((experiments / "benchmarks/results/comparison.json").read_text())
     assert data["contenders"]["qlora"]["runs"] == ["qlora-1"]
-    assert done.stdout.split("\n\nReport:")[0].strip() in (experiments / "README.md").read_text()
+    assert done.stdout.split("\n\nReport:")[0].strip() == generated.read("summary", experiments)
+    assert (experiments / "report/comparison.md").read_text().strip() == generated.read("comparison", experiments)
+    for page in ("light", "dark"):
+        assert (experiments / f"docs/images/gain-{page}.svg").read_text() == picture(data, page)
 
 
 def test_a_method_with_two_settings_is_two_contenders(experiments):

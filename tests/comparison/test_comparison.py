@@ -6,20 +6,26 @@ from dataclasses import replace
 import pandas
 import pytest
 
-from finetune.comparison import significance, verdict
+from finetune.comparison import contenders, significance, verdict
+from finetune.comparison.compare import compare
+from finetune.comparison.examples import examples
+from finetune.comparison.html_report import html
+from finetune.comparison.tables import report
 from finetune.errors import UserError
 from finetune.evaluation import scoring
 from finetune.experiments.runs import Run
 from finetune.kernels.loss import SequenceLoss
+from finetune.measures import COSTS
+from finetune.methods import METHODS
 
 REFERENCES = [f"The answer to question {n} is that {n} ships sail from the old harbour to town {n}." for n in range(40)]
 PROMPTS = [{"record": n, "prompt": f"Question {n}?", "reference": text} for n, text in enumerate(REFERENCES)]
-SETTINGS = {name: {"learning_rate": 1e-3, "epochs": 1} for name in comparison.METHODS}
+SETTINGS = {name: {"learning_rate": 1e-3, "epochs": 1} for name in METHODS}
 
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    monkeypatch.setattr(significance, "SAMPLES", 300)
+    monkeypatch.setattr(significance, "RESAMPLES", 300)
 
 
 def answers(words: int, nats: float) -> list[dict]:
@@ -29,14 +35,14 @@ def answers(words: int, nats: float) -> list[dict]:
 
 
 def run(method: str, seed: int = 1, words: int = 8, nats: float = 1.5, cost: float = 1.0, **changes) -> Run:
-    train = {key: cost for key in comparison.COSTS if key != "energy_kj"}
+    train = {key: cost for key in COSTS if key != "energy_kj"}
     metrics = {
         "data": {"train_records": 100},
         "base": {},
         "train": train,
         "eval": {},
-        "train.about": {"hardware": "one machine", "versions": "torch 1"},
-        "eval.about": {"bleu_signature": "b", "rouge_signature": "r"},
+        "train.facts": {"hardware": "one machine", "versions": "torch 1"},
+        "eval.facts": {"bleu_signature": "b", "rouge_signature": "r"},
     }
     curve = pandas.DataFrame({"step": [1, 2], "loss": [3.0, 2.0], "seconds": [1.0, 2.0], "tokens": [10, 20]})
     made = Run(
@@ -54,13 +60,13 @@ def run(method: str, seed: int = 1, words: int = 8, nats: float = 1.5, cost: flo
 
 
 def compared(*runs: Run) -> dict:
-    return comparison.compare(comparison.contenders(list(runs)))
+    return compare(contenders.group(list(runs)))
 
 
 def test_a_sure_gain_and_its_share_are_said_in_words():
     said = verdict.verdict(compared(run("qlora", words=8, nats=1.75, cost=0.4), run("full", words=12, cost=1.0)))
-    assert any("QLoRA keeps" in s and "50% [50, 50] of it in test loss" in s for s in said)
-    assert any("at 0.40 of the device memory and 0.40 of the training time on one machine" in s for s in said)
+    assert any("QLoRA reaches" in s and "50% [50, 50] in test loss of full fine-tuning's gain" in s for s in said)
+    assert any("at 0.40 of its device memory and 0.40 of its training time on one machine" in s for s in said)
     assert any(s.startswith("QLoRA is better than the base model in BLEU (+") for s in said)
     assert any(s.startswith("QLoRA is worse than full fine-tuning in BLEU (-") for s in said)
 
@@ -72,7 +78,7 @@ def test_equal_runs_cannot_be_told_apart():
 
 def test_without_a_gain_no_share_is_given():
     data = compared(run("qlora", words=4, nats=2.0), run("full", words=4, nats=2.0))
-    assert data["kept"] == {}
+    assert data["share_of_gain"] == {}
     assert any("doesn't gain on the base model for certain" in s for s in verdict.verdict(data))
 
 
@@ -80,25 +86,25 @@ def test_with_two_settings_of_full_fine_tuning_no_share_is_given():
     other = run("full", words=10)
     other.params["train"] = {"weight_decay": 0.1}
     data = compared(run("qlora"), run("full", words=12), replace(other, name="decayed"))
-    assert list(data["contenders"]) == ["qlora", "full-1", "decayed"] and data["kept"] == {}
+    assert list(data["contenders"]) == ["qlora", "full-1", "decayed"] and data["share_of_gain"] == {}
     assert not any("gain" in sentence for sentence in verdict.verdict(data))
 
 
 def test_spread_over_seeds_stands_apart_from_the_interval():
     data = compared(*(run("qlora", seed, nats=nats, cost=cost) for seed, nats, cost in ((1, 1.4, 2), (2, 1.6, 4))))
-    found = data["contenders"]["qlora"]
+    contender = data["contenders"]["qlora"]
     mean = sum(n % 5 for n in range(40)) / 400
-    assert found["scores"]["test_loss"]["seeds"] == pytest.approx([1.4 + mean, 1.6 + mean], abs=1e-3)
-    assert found["scores"]["test_loss"]["value"] == pytest.approx(1.5 + mean, abs=1e-3)
-    assert found["costs"]["train_seconds"] == {"median": 3, "least": 2, "most": 4}
-    table = comparison_table.markdown(data)
+    assert contender["scores"]["test_loss"]["seeds"] == pytest.approx([1.4 + mean, 1.6 + mean], abs=1e-3)
+    assert contender["scores"]["test_loss"]["value"] == pytest.approx(1.5 + mean, abs=1e-3)
+    assert contender["costs"]["train_seconds"] == {"median": 3, "least": 2, "most": 4}
+    table = report(data)
     assert f"± {math.sqrt(2) / 10:.3f}" in table and "| Training time (s) | - | 3 (2 to 4) |" in table
 
 
 def test_what_the_runs_do_not_share_is_flagged():
     other = {"hardware": "another machine", "versions": "torch 2"}
     unlike = run("full", commit="def5678", prepared="9999999999")
-    unlike.metrics["train.about"] = other
+    unlike.metrics["train.facts"] = other
     flags = compared(run("qlora"), run("qlora", 2), unlike)["flags"]
     for sentence in (
         "The runs trained on different data: qlora-1, qlora-2: prepared data 01234567; full-1: prepared data 99999999.",
@@ -127,14 +133,14 @@ def test_like_runs_raise_no_flag():
 )
 def test_runs_that_do_not_compare_are_refused(other, sentence):
     with pytest.raises(UserError, match=sentence):
-        comparison.contenders([run("qlora"), other])
+        contenders.group([run("qlora"), other])
 
 
-def test_samples_are_the_widest_gaps():
+def test_examples_are_the_widest_gaps():
     uneven = answers(4, 1.0)
     uneven[7] = answers(14, 1.0)[7]
-    found = comparison.contenders([run("qlora", words=4, answers=uneven), run("full", words=4)])
-    (best,) = samples.samples(found)["qlora best against full"]
+    compared = contenders.group([run("qlora", words=4, answers=uneven), run("full", words=4)])
+    (best,) = examples(compared)["qlora best against full"]
     assert best.prompt == "Question 7?" and set(best.answers) == {"base", "qlora", "full"}
     assert best.answers["qlora"][1] > best.answers["full"][1]
 
@@ -142,6 +148,6 @@ def test_samples_are_the_widest_gaps():
 def test_the_page_escapes_what_models_say():
     sly = answers(6, 1.0)
     sly[3]["prediction"], sly[3]["rouge_l"] = "<script>alert(1)</script>", 100.0
-    found = comparison.contenders([run("qlora", answers=sly), run("full", words=4)])
-    html = page.html(found, comparison.compare(found))
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html and "<script" not in html
+    compared = contenders.group([run("qlora", answers=sly), run("full", words=4)])
+    page = html(compared, compare(compared))
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "<script" not in page

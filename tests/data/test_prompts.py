@@ -6,6 +6,7 @@ import pytest
 from helpers import refusal, stage, write_params
 
 from finetune.data import prompts
+from finetune.models import tokenizer as tokenizers
 
 RECORD = {"instruction": "Name a colour.", "input": "Not red.", "output": "Blue."}
 

@@ -10,6 +10,8 @@ from helpers import stage, write_params
 from rouge_score import rouge_scorer
 
 from finetune.evaluation import generation, scoring
+from finetune.models import tokenizer
+from finetune.models.base import load_base
 
 REFERENCES = ["The cat sat on the mat.", "A red apple fell.", "Nothing at all happened today."]
 ANSWERS = ["The cat sat on a mat.", "The red apple fell down.", ""]
@@ -17,7 +19,7 @@ ANSWERS = ["The cat sat on a mat.", "The red apple fell down.", ""]
 
 @pytest.fixture
 def llama(tiny_models):
-    return models.load_base(tiny_models["llama"], torch.float32), tokenizers.load(tiny_models["llama"])
+    return load_base(tiny_models["llama"], torch.float32), tokenizer.load(tiny_models["llama"])
 
 
 def test_batched_answers_are_those_of_one_prompt_at_a_time(llama):
@@ -62,7 +64,7 @@ def test_every_prediction_stands_beside_its_prompt_and_reference(workspace, tiny
     assert len(rows) == 4
     assert all(row["prompt"].endswith("### Response:\n") and row["reference"] for row in rows)
     again = scoring.score([row["prediction"] for row in rows], [row["reference"] for row in rows])
-    assert metrics["base_bleu"] == round(again["bleu"], 2) and metrics["base_rouge_l"] == round(again["rougeL"], 2)
+    assert metrics["bleu"] == round(again["bleu"], 2) and metrics["rouge_l"] == round(again["rougeL"], 2)
     assert sum(row["rouge_l"] for row in rows) / 4 == pytest.approx(again["rougeL"], abs=0.01)
     loss = sum(row["nats"] for row in rows) / sum(row["tokens"] for row in rows)
-    assert metrics["base_test_loss"] == pytest.approx(loss, abs=1e-3)
+    assert metrics["test_loss"] == pytest.approx(loss, abs=1e-3)

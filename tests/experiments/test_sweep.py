@@ -10,6 +10,7 @@ from helpers import ROOT, command
 from finetune.errors import UserError
 from finetune.experiments import sweep
 from finetune.experiments.sweep import Trial
+from finetune.methods import METHODS
 
 
 def searched(loss) -> list[Trial]:
@@ -31,7 +32,7 @@ def valley(lowest: float):
 
 @pytest.mark.parametrize("factor", [1 / 8, 1, 4])
 def test_the_search_goes_on_until_both_neighbours_are_worse(factor):
-    start = sweep.STARTS["full"]
+    start = METHODS["full"].first_learning_rate
     trials = [trial for trial in searched(valley(start * factor)) if trial.method == "full"]
     rates = {trial.learning_rate for trial in trials if trial.epochs == 1}
     assert min(rates) == start * min(factor, 1) / 2 and max(rates) == start * max(factor, 1) * 2
@@ -55,12 +56,15 @@ def test_a_trial_without_a_result_ends_the_search():
 
 def test_queued_trials_are_read_back_and_run_the_library_beside_them(editable):
     """Not the one that is installed, which lacks the mark."""
-    with (editable / "finetune/hardware.py").open("a") as file:
+    with (editable / "finetune/device.py").open("a") as file:
         file.write('\nprint("the library beside it")\n')
-    ran = python(editable, "from finetune import sweep; sweep.run_experiments({sweep.Trial('lora', 0.002, 1)}, 1)")
+    ran = python(
+        editable, "from finetune.experiments import sweep; sweep.run_experiments({sweep.Trial('lora', 0.002, 1)}, 1)"
+    )
     assert "the library beside it" in ran
     found = python(
-        editable, "import json; from finetune import sweep; print(json.dumps(sweep.as_data(sweep.read_experiments())))"
+        editable,
+        "import json; from finetune.experiments import sweep; print(json.dumps(sweep.as_data(sweep.read_experiments())))",
     )
     (trial,) = json.loads(found.splitlines()[-1])["trials"]
     assert (trial["method"], trial["learning_rate"], trial["epochs"]) == ("lora", 0.002, 1)

@@ -1,4 +1,4 @@
-"""The fused LoRA step, with lean layers around it, equals peft's own layers, values and gradients."""
+"""The fused LoRA step, with replaced layers around it, equals peft's own layers, values and gradients."""
 
 import copy
 from dataclasses import replace
@@ -9,14 +9,17 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
 from finetune import params
-from finetune.kernels.layers import slim
+from finetune.kernels.layers import replace_layers
 from finetune.kernels.lora import fuse
+from finetune.methods import METHODS
+from finetune.models.adapters import trainable
+from finetune.models.base import load_base
 
 
 def adapted(folder, method: str, dtype: torch.dtype):
     """A peft model as peft makes it, adapters drawn at random so that B isn't zero."""
     p = params.load()
-    base = models.load_base(folder, dtype, p.quantization if method == "qlora" else None)
+    base = load_base(folder, dtype, p.quantization if method == "qlora" else None)
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear"))
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -43,7 +46,7 @@ def test_equals_peft(tiny_models, family, method, keep_dequantized):
     model = adapted(tiny_models[family], method, torch.float32)
     expected_loss, expected = outcome(model)
     fuse(model, keep_dequantized=keep_dequantized)
-    slim(model)
+    replace_layers(model)
     loss, gradients = outcome(model)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-6)
     assert set(gradients) == set(expected)
@@ -53,7 +56,7 @@ def test_equals_peft(tiny_models, family, method, keep_dequantized):
 
 def test_layers_with_dropout_keep_their_own_forward(tiny_models):
     p = params.load()
-    model = models.trainable(tiny_models["llama"], "qlora", replace(p.lora, dropout=0.5), p.quantization)
+    model = trainable(tiny_models["llama"], METHODS["qlora"], replace(p.lora, dropout=0.5), p.quantization)
     assert not any("forward" in vars(module) for module in model.modules() if isinstance(module, LoraLayer))
 
 

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from finetune.errors import UserError
 from finetune.kernels import loss
-from finetune.kernels.packing import pack, passes
+from finetune.kernels.layers import replace_layers
+from finetune.kernels.packing import micro_batches, pack
+from finetune.models.base import load_base
 
 IGNORE = -100
 
@@ -20,13 +23,13 @@ def rows(vocabulary: int) -> list[dict[str, list[int]]]:
     return made
 
 
-def one_pass(vocabulary: int):
-    return next(passes(pack(rows(vocabulary)), 1000))
+def one_micro_batch(vocabulary: int):
+    return next(micro_batches(pack(rows(vocabulary)), 1000))
 
 
 @pytest.fixture(params=["llama", "gpt2"])
 def model(request, tiny_models):
-    return models.load_base(tiny_models[request.param], torch.float32).eval()
+    return load_base(tiny_models[request.param], torch.float32).eval()
 
 
 def plain_loss(model) -> torch.Tensor:
@@ -41,16 +44,16 @@ def plain_loss(model) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("replaced", [False, True])
 @pytest.mark.parametrize("tokens", [30, 1000])
-def test_equals_the_models_own_loss_and_gradients(model, tokens, lean, checkpointing):
+def test_equals_the_models_own_loss_and_gradients(model, tokens, replaced, checkpointing):
     expected_loss = plain_loss(model)
     expected_loss.backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
 
-    if lean:
-        lean_layers.slim(model)
+    if replaced:
+        replace_layers(model)
     if checkpointing:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):  # GPT-2's own
@@ -59,7 +62,7 @@ def test_equals_the_models_own_loss_and_gradients(model, tokens, lean, checkpoin
         model.train()
     batch = pack(rows(model.config.vocab_size))
     total = 0.0
-    for part in passes(batch, tokens):
+    for part in micro_batches(batch, tokens):
         value = loss.response_loss(model, part) / loss.target_count(batch)
         value.backward()
         total += value.item()
@@ -69,15 +72,15 @@ def test_equals_the_models_own_loss_and_gradients(model, tokens, lean, checkpoin
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_a_llama_is_made_lean(tiny_models):
-    model = models.load_base(tiny_models["llama"], torch.bfloat16)
-    lean_layers.slim(model)
-    lean = {type(module).__name__ for module in model.modules() if "forward" in vars(module)}
-    assert lean == {"LlamaRMSNorm", "LlamaMLP", "Linear"}
+def test_a_llamas_norms_mlps_and_linear_layers_are_replaced(tiny_models):
+    model = load_base(tiny_models["llama"], torch.bfloat16)
+    replace_layers(model)
+    replaced = {type(module).__name__ for module in model.modules() if "forward" in vars(module)}
+    assert replaced == {"LlamaRMSNorm", "LlamaMLP", "Linear"}
 
 
 def test_chunks_of_any_size_give_the_same(model, monkeypatch):
-    inputs, found = one_pass(model.config.vocab_size), []
+    inputs, found = one_micro_batch(model.config.vocab_size), []
     for rows in (1, 4, 1000):
         monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * model.config.vocab_size * rows)
         model.zero_grad()
@@ -89,10 +92,35 @@ def test_chunks_of_any_size_give_the_same(model, monkeypatch):
         torch.testing.assert_close(gradient, found[0][1])
 
 
+def test_the_logits_of_a_whole_batch_never_exist(model, monkeypatch):
+    """In training and in evaluation alike no tensor has more than a chunk's rows of the vocabulary."""
+    vocabulary = model.config.vocab_size
+    monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * vocabulary * 3)
+    with LargestRows(model.get_output_embeddings().weight) as seen:
+        loss.response_loss(model, one_micro_batch(vocabulary)).backward()
+        loss.sequence_losses(model, rows(vocabulary))
+    assert seen.largest == 3
+
+
+class LargestRows(TorchDispatchMode):
+    """Notes the most rows of any result that is as wide as the vocabulary, the transposed head left out."""
+
+    def __init__(self, head: torch.Tensor) -> None:
+        super().__init__()
+        self.head, self.largest = head, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        wide = torch.is_tensor(result) and result.ndim >= 2 and result.shape[-1] == len(self.head)
+        if wide and result.data_ptr() != self.head.data_ptr():
+            self.largest = max(self.largest, result[..., 0].numel())
+        return result
+
+
 def test_a_model_that_scales_its_logits_is_refused(model):
     model.config.final_logit_softcapping = 30.0
     with pytest.raises(UserError, match="final_logit_softcapping"):
-        loss.response_loss(model, one_pass(model.config.vocab_size))
+        loss.response_loss(model, one_micro_batch(model.config.vocab_size))
 
 
 def test_mean_over_sequences_counts_every_token_once(model):

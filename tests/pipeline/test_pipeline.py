@@ -7,6 +7,9 @@ import pytest
 import yaml
 from helpers import command, dvc, files_in, output_hashes
 
+from finetune.comparison.summary import ROWS
+from finetune.measures import COSTS, SCORES
+
 PREDICTIONS = "data/predictions/tuned.jsonl"
 STAGES = ["fetch@model", "fetch@data", "prepare", "train", "baseline", "eval", "plot"]
 
@@ -24,11 +27,12 @@ def test_it_makes_everything_that_it_promises(clone):
         assert json.loads((clone / f"metrics/{name}.json").read_text())
     for name in ("lengths", "loss", "learning_rate", "memory", "quality", "gain"):
         assert (clone / f"plots/{name}.png").read_bytes().startswith(b"\x89PNG")
-    summary = command("python", "stages/compare.py", cwd=clone, PYTHONPATH=str(clone)).stdout
-    scores = ("BLEU", "ROUGE-L", "Test loss")
-    costs = ("Peak device memory", "of which activations", "Peak process memory", "Time per epoch", "tokens/s")
-    for figure in (*scores, *costs):
-        assert figure in summary
+    shown = command("python", "-m", "finetune.commands.main", "compare", cwd=clone).stdout
+    for measure in ROWS:
+        assert f"| {measure.heading} | " in shown
+    report = (clone / "plots/comparison.md").read_text()
+    for measure in (*SCORES.values(), *COSTS.values()):
+        assert measure.heading in report or measure.key == "energy_kj"
 
 
 def test_a_second_run_does_nothing(clone):
@@ -71,12 +75,14 @@ def test_a_changed_param_touches_only_the_stages_that_read_it(editable, group, k
 @pytest.mark.parametrize(
     ("module", "stages"),
     [
-        ("finetune/report.py", set()),
+        ("finetune/comparison/verdict.py", set()),
         ("finetune/cli.py", set()),
         ("stages/infer.py", set()),
+        ("finetune/commands/infer.py", set()),
         ("stages/plot.py", {"plot"}),
-        ("finetune/scoring.py", {"baseline", "eval"}),
-        ("finetune/training.py", {"train"}),
+        ("finetune/evaluation/scoring.py", {"baseline", "eval"}),
+        ("finetune/training/trainer.py", {"train"}),
+        ("finetune/figures/run.py", {"prepare", "plot"}),
     ],
 )
 def test_a_changed_comment_touches_only_stages_that_use_the_module(editable, module, stages):

