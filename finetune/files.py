@@ -14,6 +14,7 @@ import yaml
 def whole_folder(path: Path, keep: str | None = None) -> Iterator[Path]:
     """Yield an empty folder that becomes `path` if the block succeeds, replacing all that was there but `keep`."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside `path` and not in the system's temporary folder: a rename is one step within a file system only.
     draft = path.with_name(f".{path.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
@@ -32,7 +33,8 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
+    draft.write_text(text, encoding="utf-8", newline="\n")
+    # Not `rename`, which refuses to overwrite a file on Windows.
     draft.replace(path)
 
 

@@ -19,6 +19,7 @@ TABLES = {
     "summary": Table(Path("README.md"), "make compare"),
     "comparison": Table(Path("docs/results.md"), "make compare"),
     "sweep": Table(Path("docs/results.md"), "make sweep"),
+    "errors": Table(Path("docs/errors.md"), "python -m tests.write_errors"),
     "cost": Table(Path("benchmarks/README.md"), "make benchmark"),
     "scale": Table(Path("benchmarks/README.md"), "make benchmark"),
 }

@@ -12,6 +12,7 @@ from finetune.errors import UserError
 from finetune.methods import METHODS
 
 
+# To a type checker these are defaults, and fields without one may follow only where arguments have keywords.
 def _number(minimum: float, maximum: float = float("inf"), *, above: bool = False) -> Any:
     return field(metadata={"minimum": minimum, "maximum": maximum, "above": above})
 
@@ -20,12 +21,12 @@ def _choice(*values: str) -> Any:
     return field(metadata={"choices": values})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Model:
     source: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Data:
     source: str
     size: int = _number(3)
@@ -37,7 +38,7 @@ class Data:
     max_length: int = _number(8)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Lora:
     r: int = _number(1)
     alpha: float = _number(0, above=True)
@@ -45,14 +46,14 @@ class Lora:
     target_modules: str | list
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Quantization:
     type: str = _choice("nf4", "fp4")
     double_quant: bool
     keep_dequantized: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Train:
     batch_size: int = _number(1)
     gradient_accumulation: int = _number(1)
@@ -65,19 +66,19 @@ class Train:
     max_grad_norm: float = _number(0, above=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MethodSettings:
     learning_rate: float = _number(0, 1, above=True)
     epochs: float = _number(0, above=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Eval:
     decode_batch_size: int = _number(1)
     max_new_tokens: int = _number(1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Params:
     method: str = _choice(*METHODS)
     seed: int = _number(0)
@@ -128,7 +129,7 @@ def _build(cls: type, tree: Any, file: str, path: str) -> Any:
     values = {}
     for item in fields(cls):
         dotted, kind = _dotted(path, item.name), hints[item.name]
-        if is_dataclass(kind):
+        if isinstance(kind, type) and is_dataclass(kind):
             values[item.name] = _build(kind, tree[item.name], file, dotted)
         elif get_origin(kind) is dict:
             values[item.name] = _build_methods(tree[item.name], file, dotted)

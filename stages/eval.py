@@ -1,9 +1,16 @@
 """Answer the test prompts greedily and score the answers: the fine-tuned model, or with --base the untouched one."""
 
+from __future__ import annotations
+
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune import cli, params, places
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 def main() -> None:
@@ -26,6 +33,7 @@ def main() -> None:
     from finetune.models.saved import read_facts
     from finetune.sources.fetch import base_folder
 
+    model: PreTrainedModel | PeftModel
     if args.base:
         base = base_folder(args.model_name)
         tokenizer = tokenizers.load(base)

@@ -11,13 +11,14 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.typing import LineStyleType
 
 from finetune.comparison.contenders import Contender
 from finetune.comparison.significance import SIGNIFICANCE_LEVEL
 from finetune.measures import COSTS, MEMORY_PARTS, SCORES, Measure
 from finetune.methods import BASE, METHODS, Look
 
-STYLES = ("-", "--", ":", "-.")
+STYLES: tuple[LineStyleType, ...] = ("-", "--", ":", "-.")
 MARKERS = ("o", "^", "s", "D")
 """For several contenders of one method."""
 
@@ -156,8 +157,15 @@ def _pareto_panel(axes: Axes, data: dict, score: Measure, cost: Measure) -> None
         estimate = contender["scores"][score.key]
         points.append((contender["costs"][cost.key]["median"], estimate["value"]))
         reach = [[estimate["value"] - estimate["low"]], [estimate["high"] - estimate["value"]]]
-        look = {"color": _look(data, label).color, "marker": MARKERS[nth], "label": _name(label)}
-        axes.errorbar(*points[-1], yerr=reach, linestyle="", markersize=8, **look)
+        axes.errorbar(
+            *points[-1],
+            yerr=reach,
+            linestyle="",
+            markersize=8,
+            color=_look(data, label).color,
+            marker=MARKERS[nth],
+            label=_name(label),
+        )
     # A point is on the front if whatever is at least as good costs at least as much.
     front = [p for p in sorted(points) if all(score.better(p[1] - q[1]) or q[0] >= p[0] for q in points if q != p)]
     axes.plot(*zip(*front, strict=True), color="black", linewidth=0.8, linestyle=":", zorder=0)
@@ -167,13 +175,18 @@ def _pareto_panel(axes: Axes, data: dict, score: Measure, cost: Measure) -> None
     axes.grid(alpha=0.3)
 
 
-def _each_run(axes: Axes, contenders: list[Contender], points: Callable, alpha: float = 0.8) -> None:
+def _each_run(
+    axes: Axes,
+    contenders: list[Contender],
+    points: Callable[..., tuple[pandas.Series, pandas.Series]],
+    alpha: float = 0.8,
+) -> None:
     for contender, style in zip(contenders, _styles(contenders), strict=True):
         for run in contender.runs:
             axes.plot(*points(run), style, color=METHODS[contender.method].color, linewidth=1, alpha=alpha)
 
 
-def _styles(contenders: list[Contender]) -> list[str]:
+def _styles(contenders: list[Contender]) -> list[LineStyleType]:
     return [STYLES[nth] for nth in _nth_of_its_method([contender.method for contender in contenders])]
 
 

@@ -9,6 +9,8 @@ EXAMPLES_PER_TITLE = 3
 
 @dataclass(frozen=True)
 class Example:
+    """A test prompt with all its answers."""
+
     prompt: str
     reference: str
     answers: dict[str, tuple[str, float]]

@@ -1,11 +1,13 @@
 """The front page's picture: what each method gains on the base model, against the memory it takes."""
 
 import io
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 
 from finetune.comparison.verdict import in_sentence, name
 from finetune.measures import COSTS, SCORES
@@ -23,7 +25,7 @@ def picture(data: dict, page: str) -> str:
     Gains are paired differences with their 95% intervals, which are much narrower than a score's own: the test
     examples differ more from each other than the methods do.
     """
-    style = {
+    style: dict[Any, Any] = {
         key: INK[page] for key in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     }
     with matplotlib.rc_context(style | {"svg.hashsalt": "picture", "font.size": 11}):
@@ -36,7 +38,7 @@ def picture(data: dict, page: str) -> str:
     return file.getvalue()
 
 
-def _panel(axes: pyplot.Axes, data: dict, score: str, ink: str) -> None:
+def _panel(axes: Axes, data: dict, score: str, ink: str) -> None:
     measure, cost = SCORES[score], COSTS["peak_device_gb"]
     sign = -1 if measure.less_is_better else 1
     for pair in data["differences"]:

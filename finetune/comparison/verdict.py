@@ -41,7 +41,9 @@ def cost_ratio(data: dict, label: str, key: str) -> float:
 
 def _pair(difference: dict) -> str:
     first, second = name(difference["first"], capital=True), name(difference["second"])
-    better, worse, unclear = [], [], []
+    better: list[str] = []
+    worse: list[str] = []
+    unclear: list[str] = []
     for score, estimate in difference["scores"].items():
         measure = SCORES[score]
         if estimate["p"] >= SIGNIFICANCE_LEVEL:

@@ -1,15 +1,24 @@
 """What a training run's memory holds, in GB of 10^9 bytes."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
+from torch import nn
+
+if TYPE_CHECKING:
+    from bitsandbytes.functional import QuantState
 
 
 @dataclass(frozen=True)
 class MemoryParts:
+    """The parts of a training run's memory, each at its own largest."""
+
     weights: float
     """The model's weights, with 4-bit blocks, their constants and de-quantised copies, but not the adapters."""
     adapters: float
@@ -23,7 +32,7 @@ class MemoryParts:
 class Activations:
     """Counts what the forward pass keeps for the backward pass, at each pass that is larger than any before."""
 
-    def __init__(self, model) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.bytes = 0
         self._model, self._largest = model, 0
 
@@ -33,7 +42,8 @@ class Activations:
         if tokens <= self._largest:
             yield
             return
-        kept, known = {}, set(_storages(_held(self._model)))
+        kept: dict[int, int] = {}
+        known = set(_storages(_held(self._model)))
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             kept.update(_storages([tensor]))
@@ -45,7 +55,7 @@ class Activations:
         self._largest = tokens
 
 
-def memory_parts(model, optimizer: torch.optim.Optimizer, activations: Activations) -> MemoryParts:
+def memory_parts(model: nn.Module, optimizer: torch.optim.Optimizer, activations: Activations) -> MemoryParts:
     """The split of what `model` and `optimizer` hold after a step."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     held = _storages(_held(model))
@@ -67,7 +77,7 @@ def split_peak(parts: MemoryParts, peak_gb: float) -> dict[str, float]:
     return split | {"rest_gb": round(peak_gb - sum(held.values()), 3)}
 
 
-def _held(model) -> Iterator[torch.Tensor]:
+def _held(model: nn.Module) -> Iterator[torch.Tensor]:
     """Every tensor that a model keeps: parameters, buffers, and the constants of 4-bit weights."""
     yield from model.buffers()
     for parameter in model.parameters():
@@ -75,7 +85,7 @@ def _held(model) -> Iterator[torch.Tensor]:
         yield from _constants(getattr(parameter, "quant_state", None))
 
 
-def _constants(state) -> Iterator[torch.Tensor]:
+def _constants(state: QuantState | None) -> Iterator[torch.Tensor]:
     if state is not None:
         yield from (value for value in vars(state).values() if torch.is_tensor(value))
         yield from _constants(state.state2)

@@ -1,7 +1,6 @@
 """Time, tokens and memory of a run. Memory is in GB of 10^9 bytes, time in seconds."""
 
 import csv
-import resource
 import sys
 import threading
 import time
@@ -21,8 +20,13 @@ def peak_process_gb() -> float:
     if status.exists():  # ru_maxrss also counts what the process was before exec
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024 / GB
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GB
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / GB
+    else:
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GB
 
 
 class Meter:
@@ -41,6 +45,7 @@ class Meter:
         self._process = psutil.Process()
 
     def start(self) -> "Meter":
+        """Begin to sample, and take what the process holds now as the floor of device memory on a CPU."""
         self._started = time.perf_counter()
         self._floor_gb = self.process_gb()
         self._joules = energy.joules()
@@ -50,27 +55,33 @@ class Meter:
         return self
 
     def stop(self) -> None:
+        """End the sampling, and read the energy counter."""
         self._done.set()
         self._thread.join()
         self._joules_at_stop = energy.joules()
 
     def energy(self) -> dict[str, float]:
         """energy_kj, drawn by the CUDA device from `start` to `stop`; nothing where that isn't known."""
-        return {} if self._joules is None else {"energy_kj": round((self._joules_at_stop - self._joules) / 1000, 3)}
+        if self._joules is None or self._joules_at_stop is None:
+            return {}
+        return {"energy_kj": round((self._joules_at_stop - self._joules) / 1000, 3)}
 
     def seconds(self) -> float:
         """Since `start`."""
         return time.perf_counter() - self._started
 
     def process_gb(self) -> float:
+        """What the process holds now (resident set)."""
         return self._process.memory_info().rss / GB
 
     def device_gb(self) -> float:
+        """What is held on the device now."""
         if torch.cuda.is_available():
             return torch.cuda.memory_allocated() / GB
         return max(0.0, self.process_gb() - self._floor_gb)
 
     def peak_device_gb(self) -> float:
+        """The most that the device has held; on CUDA since `start`."""
         if torch.cuda.is_available():
             return torch.cuda.max_memory_allocated() / GB
         return peak_process_gb() - self._floor_gb

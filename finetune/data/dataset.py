@@ -1,10 +1,13 @@
 """Records to a tokenised, split Arrow dataset."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import random
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune.data import prompts
 from finetune.data.prepared import IGNORE, SPLITS
@@ -13,8 +16,11 @@ from finetune.errors import UserError
 from finetune.files import whole_folder, write_yaml
 from finetune.places import FACTS
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def encode(record: Record, tokenizer, template: str, max_length: int) -> dict | None:
+
+def encode(record: Record, tokenizer: PreTrainedTokenizerBase, template: str, max_length: int) -> dict | None:
     """One row: `input_ids` and `labels` (prompt masked with -100), both of at most `max_length` tokens.
 
     A response that doesn't fit is cut, and then has no end token. None if the prompt leaves no room.
@@ -36,12 +42,19 @@ def encode(record: Record, tokenizer, template: str, max_length: int) -> dict | 
 
 
 def sample(
-    records: list[Record], tokenizer, *, size: int, seed: int, template: str, max_length: int
-) -> tuple[list[dict], Counter]:
+    records: list[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    size: int,
+    seed: int,
+    template: str,
+    max_length: int,
+) -> tuple[list[dict], Counter[str]]:
     """Encode `size` records (or all, if there are fewer) in an order drawn by `seed`; count the prompts too long."""
     order = list(range(len(records)))
     random.Random(seed).shuffle(order)
-    rows, dropped = [], Counter()
+    rows: list[dict] = []
+    dropped: Counter[str] = Counter()
     for index in order:
         row = encode(records[index], tokenizer, template, max_length)
         if row:
@@ -99,13 +112,13 @@ def _steady_fingerprint(state: Path) -> None:
     state.write_text(json.dumps(value, indent=2, sort_keys=True))
 
 
-def statistics(splits: dict[str, list[dict]], read: int, dropped: Counter) -> dict:
+def statistics(splits: dict[str, list[dict]], read: int, dropped: Counter[str]) -> dict[str, float]:
     """Counts and length percentiles (tokens of prompt and response) for metrics/data.json."""
     import numpy
 
     rows = [row for name in SPLITS for row in splits[name]]
     lengths = numpy.array([len(row["input_ids"]) for row in rows])
-    facts = {"records_read": read, "records_kept": len(rows)}
+    facts: dict[str, float] = {"records_read": read, "records_kept": len(rows)}
     facts |= {f"{name}_records": len(splits[name]) for name in SPLITS}
     facts |= {f"dropped_{reason}": count for reason, count in sorted(dropped.items())}
     facts |= {f"length_p{q}": round(float(numpy.percentile(lengths, q)), 1) for q in (50, 90, 99)}

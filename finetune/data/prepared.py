@@ -1,12 +1,20 @@
 """The prepared dataset as later stages read it: tokenised, split, prompts masked."""
 
+from __future__ import annotations
+
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
 from finetune.files import read_yaml
 from finetune.places import FACTS
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+    from transformers import PreTrainedTokenizerBase
 
 SPLITS = ("train", "validation", "test")
 
@@ -14,8 +22,8 @@ IGNORE = -100
 """Label of a position without loss (PyTorch's cross-entropy default)."""
 
 
-def load(folder: Path, tokenizer) -> tuple[object, dict]:
-    """The `DatasetDict` and facts that `save` wrote.
+def load(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[DatasetDict, dict]:
+    """The splits and facts that `save` wrote.
 
     Raises UserError if there is none, or if it was made with a tokenizer other than `tokenizer`.
     """
@@ -32,12 +40,12 @@ def load(folder: Path, tokenizer) -> tuple[object, dict]:
     return load_from_disk(str(folder)), facts
 
 
-def prompt_ids(rows) -> list[list[int]]:
+def prompt_ids(rows: Iterable[dict[str, Any]]) -> list[list[int]]:
     """The token ids of each row's prompt alone."""
     return [row["input_ids"][: row["labels"].count(IGNORE)] for row in rows]
 
 
-def tokenizer_id(tokenizer) -> str:
+def tokenizer_id(tokenizer: PreTrainedTokenizerBase) -> str:
     """Short hash of what turns text into ids: vocabulary, special tokens, chat template."""
     parts = [sorted(tokenizer.get_vocab().items()), tokenizer.all_special_tokens, tokenizer.chat_template]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

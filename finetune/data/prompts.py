@@ -1,8 +1,14 @@
 """Prompt templates, and what a prompt and its response become in tokens."""
 
+from __future__ import annotations
+
 import re
+from typing import TYPE_CHECKING, cast
 
 from finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Stanford Alpaca's two templates (https://github.com/tatsu-lab/stanford_alpaca#data-release),
 # with a line break after the last heading so that response and heading never share a token.
@@ -23,7 +29,7 @@ _SECTIONS = re.compile(
 _ESCAPES = re.compile(r"\\(n|t|r|\\|\"|'|u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2})")
 
 
-def render(template: str, tokenizer, instruction: str, input: str = "") -> str:
+def render(template: str, tokenizer: PreTrainedTokenizerBase, instruction: str, input: str = "") -> str:
     """The prompt text up to where the response starts. `template` is 'alpaca' or 'chat'.
 
     Raises UserError if 'chat' is asked of a tokenizer without a chat template.
@@ -34,16 +40,16 @@ def render(template: str, tokenizer, instruction: str, input: str = "") -> str:
     if not tokenizer.chat_template:
         raise UserError("data.template: this model has no chat template; use -S data.template=alpaca")
     message = {"role": "user", "content": f"{instruction}\n\n{input}" if input else instruction}
-    return tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    return cast(str, tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
 
 
-def prompt_tokens(template: str, tokenizer, prompt: str) -> list[int]:
+def prompt_tokens(template: str, tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Token ids of a rendered prompt, with the model's own start token if it uses one, without an end token."""
     ids = tokenizer(prompt, add_special_tokens=template == "alpaca")["input_ids"]
     return ids[:-1] if ids and template == "alpaca" and ids[-1] == tokenizer.eos_token_id else ids
 
 
-def response_tokens(tokenizer, response: str) -> list[int]:
+def response_tokens(tokenizer: PreTrainedTokenizerBase, response: str) -> list[int]:
     """Token ids of a response, closed by the end-of-sequence token."""
     return tokenizer(response, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from finetune.errors import UserError
 from finetune.files import write_text
@@ -24,7 +25,7 @@ class Record:
     """File and index, as in 'alpaca.json[17]', counted from 0."""
 
 
-def read_records(path: Path, on_bad_record: str) -> tuple[list[Record], Counter]:
+def read_records(path: Path, on_bad_record: str) -> tuple[list[Record], Counter[str]]:
     """Read every data file at `path` (file or folder); return the distinct good records and why others were dropped.
 
     Records are distinct by instruction and input, white space aside; the first is kept. The counter
@@ -35,7 +36,7 @@ def read_records(path: Path, on_bad_record: str) -> tuple[list[Record], Counter]
     'error', for the first broken record (a duplicate isn't broken).
     """
     good: dict[tuple[str, str], Record] = {}
-    dropped: Counter = Counter()
+    dropped: Counter[str] = Counter()
     for file in _data_files(path):
         for index, raw in _read(file):
             position = f"{file.name}[{index}]"
@@ -108,7 +109,7 @@ def _data_files(path: Path) -> list[Path]:
     return files
 
 
-def _read(file: Path) -> Iterator[tuple[int, object]]:
+def _read(file: Path) -> Iterator[tuple[int, Any]]:
     reader = {".json": _read_json, ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}[file.suffix]
     try:
         yield from enumerate(reader(file))

@@ -1,16 +1,23 @@
 """Greedy decoding in batches with a KV cache."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from finetune.errors import UserError
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 @torch.inference_mode()
 def generate(
-    model,
-    tokenizer,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     *,
     batch_size: int,
@@ -31,7 +38,7 @@ def generate(
         batch = tokenizer.pad(
             {"input_ids": [prompts[index] for index in chosen]}, padding_side="left", return_tensors="pt"
         ).to(model.device)
-        output = model.generate(**batch, **_greedy(tokenizer, max_new_tokens))
+        output = cast("Callable[..., torch.Tensor]", model.generate)(**batch, **_greedy(tokenizer, max_new_tokens))
         texts = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         for index, text in zip(chosen, texts, strict=True):
             answers[index] = text.strip()
@@ -40,7 +47,9 @@ def generate(
 
 
 @torch.inference_mode()
-def stream(model, tokenizer, prompt: list[int], max_new_tokens: int) -> None:
+def stream(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, prompt: list[int], max_new_tokens: int
+) -> None:
     """Print the greedy answer to `prompt` (token ids) as it comes."""
     from transformers import TextStreamer
 
@@ -48,12 +57,12 @@ def stream(model, tokenizer, prompt: list[int], max_new_tokens: int) -> None:
     model.eval()
     ids = torch.tensor([prompt], device=model.device)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    model.generate(
+    cast("Callable[..., torch.Tensor]", model.generate)(
         input_ids=ids, attention_mask=torch.ones_like(ids), streamer=streamer, **_greedy(tokenizer, max_new_tokens)
     )
 
 
-def _check_fits(model, prompt_tokens: int, max_new_tokens: int) -> None:
+def _check_fits(model: PreTrainedModel | PeftModel, prompt_tokens: int, max_new_tokens: int) -> None:
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions and prompt_tokens + max_new_tokens > positions:
         raise UserError(
@@ -62,7 +71,7 @@ def _check_fits(model, prompt_tokens: int, max_new_tokens: int) -> None:
         )
 
 
-def _greedy(tokenizer, max_new_tokens: int) -> dict:
+def _greedy(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> dict[str, Any]:
     """Arguments of `model.generate` for a greedy answer, whatever sampling the model's folder suggests."""
     return {
         "do_sample": False,

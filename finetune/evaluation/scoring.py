@@ -1,5 +1,6 @@
 """BLEU and ROUGE as `evaluate` metrics that need no hub. Scores run from 0 to 100."""
 
+from collections.abc import Iterable
 from importlib.metadata import version
 
 import datasets
@@ -55,7 +56,7 @@ def score(predictions: list[str], references: list[str]) -> dict:
     return evaluate.combine([Bleu(), Rouge()]).compute(predictions=predictions, references=references)
 
 
-def beside(rows, answers: list[str], losses: list[SequenceLoss]) -> list[dict]:
+def beside(rows: Iterable[dict], answers: list[str], losses: list[SequenceLoss]) -> list[dict]:
     """Each answer beside its prompt and reference, with its own ROUGE-L and the reference's loss."""
     return [
         {

@@ -29,7 +29,7 @@ def _outputs(lock: dict) -> dict[str, str]:
     return {out["path"]: out["md5"] for entry in lock["stages"].values() for out in entry.get("outs", [])}
 
 
-def _at(tree: dict, dotted: str) -> object:
+def _at(tree: object, dotted: str) -> object:
     for key in dotted.split("."):
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree

@@ -2,9 +2,11 @@
 
 import io
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import pandas
 import yaml
@@ -36,10 +38,12 @@ class Run:
 
     @property
     def method(self) -> str:
+        """Name of the method, one of `METHODS`."""
         return self.params["method"]
 
     @property
     def seed(self) -> int:
+        """Seed of training: of the adapters' start and the order of the examples."""
         return self.params["seed"]
 
     @property
@@ -55,7 +59,7 @@ class Run:
 
 
 def workspace() -> Run:
-    """The run whose results lie in the workspace. Raises UserError if there is none, or params.yaml has changed since."""
+    """The run whose results lie in the workspace. Raises UserError if there is none, or params.yaml changed since."""
     return _read(None, "workspace", "workspace", "run `dvc repro` first")
 
 
@@ -78,9 +82,10 @@ def _experiments() -> dict[str, tuple[str, str]]:
         by_commit = repo.experiments.ls(all_commits=True)
         here = repo.scm.get_rev()
         of_here = {name for name, _ in by_commit.get(here, [])}
-        known = {}
+        known: dict[str, tuple[str, str]] = {}
         for commit, experiments in by_commit.items():
             for name, revision in experiments:
+                # Experiments outlive commits: a race that is run again has the same names, and HEAD's are meant.
                 if name in of_here and commit != here:
                     continue
                 if name in known:
@@ -92,7 +97,7 @@ def _experiments() -> dict[str, tuple[str, str]]:
     return known
 
 
-def _matching(pattern: str, known: dict) -> list[str]:
+def _matching(pattern: str, known: Collection[str]) -> list[str]:
     names = sorted(name for name in known if fnmatchcase(name, pattern))
     if names or not set(pattern) & set("*?["):
         return names or [_unfinished(pattern)]
@@ -150,7 +155,7 @@ def _read(revision: str | None, commit: str, name: str, remedy: str) -> Run:
 
 
 def _flat(tree: dict, path: str = "") -> dict:
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         dotted = f"{path}.{key}" if path else key
         flat |= _flat(value, dotted) if isinstance(value, dict) else {dotted: value}

@@ -18,6 +18,8 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Trial:
+    """What one run of the search trains with."""
+
     method: str
     learning_rate: float
     epochs: int
@@ -46,7 +48,7 @@ def search(run: Callable[[set[Trial]], None], read: Callable[[], Losses]) -> Los
 def best(losses: Losses, method: str) -> Trial:
     """The trial of `method` with the least validation loss; where to start if there is none."""
     own = {trial: loss for trial, loss in losses.items() if trial.method == method}
-    return min(own, key=own.get, default=Trial(method, METHODS[method].first_learning_rate, 1))
+    return min(own, key=own.__getitem__, default=Trial(method, METHODS[method].first_learning_rate, 1))
 
 
 def _rates(trial: Trial) -> list[Trial]:

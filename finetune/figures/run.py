@@ -7,6 +7,8 @@ import matplotlib
 matplotlib.use("Agg")
 import pandas
 from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from finetune.methods import BASE, Method
 
@@ -85,7 +87,7 @@ def gain(base: list[dict], tuned: list[dict], method: Method, target: Path) -> N
     _save(figure, target)
 
 
-def _figure(title: str, x: str, y: str):
+def _figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     figure, axes = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.spines[["top", "right"]].set_visible(False)
@@ -96,7 +98,7 @@ def _table(path: Path) -> pandas.DataFrame:
     return pandas.read_csv(path, sep="\t")
 
 
-def _save(figure, target: Path) -> None:
+def _save(figure: Figure, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=110, metadata={"Software": None})
     pyplot.close(figure)

@@ -1,5 +1,8 @@
 """AdamW that keeps bf16 weights exact to fp32 in 6 bytes a weight less than fp32 weights, gradients and casts take."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 
 UPDATE_CHUNK = 2**20
@@ -13,20 +16,28 @@ class SplitAdamW(torch.optim.Optimizer):
     16-bit difference, so that small steps aren't lost. An update is that of torch's fused AdamW on the fp32 weight.
     """
 
-    def __init__(self, parameters, lr: float, betas=(0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closureless
+        """Update every parameter that has a gradient, in place."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, parameter.grad, group)
 
-    def _update(self, parameter, group: dict) -> None:
+    def _update(self, parameter: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter] or self._start(parameter)
         state["step"] += 1
-        flat = [parameter.view(-1), parameter.grad.reshape(-1), state["mean"], state["square"], state["lower"]]
+        flat = [parameter.view(-1), grad.reshape(-1), state["mean"], state["square"], state["lower"]]
         for weight, gradient, mean, square, lower in zip(*(one.split(UPDATE_CHUNK) for one in flat), strict=True):
             master = _join(weight, lower)
             torch._fused_adamw_(
@@ -46,8 +57,8 @@ class SplitAdamW(torch.optim.Optimizer):
             )
             _split(master, weight, lower)
 
-    def _start(self, parameter) -> dict:
-        wide = {"dtype": torch.float32, "device": parameter.device}
+    def _start(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        wide: dict[str, Any] = {"dtype": torch.float32, "device": parameter.device}
         self.state[parameter] = {
             "step": torch.zeros((), **wide),
             "mean": torch.zeros(parameter.numel(), **wide),
@@ -57,18 +68,20 @@ class SplitAdamW(torch.optim.Optimizer):
         return self.state[parameter]
 
 
-def _join(weight, lower) -> torch.Tensor:
+def _join(weight: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
     """The fp32 weights whose rounded upper halves are the bf16 `weight`; fp32 weights are themselves."""
     if weight.dtype == torch.float32:
         return weight
     return weight.view(torch.int16).int().bitwise_left_shift_(16).add_(lower).view(torch.float32)
 
 
-def _split(master, weight, lower) -> None:
+def _split(master: torch.Tensor, weight: torch.Tensor, lower: torch.Tensor) -> None:
     """Write fp32 `master` back to the halves."""
     if weight.dtype == torch.float32:
         return
     bits = master.view(torch.int32)
+    # Half a last place before the cut rounds to nearest, which matters: the model computes with the upper half alone.
     upper = bits.add(0x8000).bitwise_right_shift_(16)
     weight.view(torch.int16).copy_(upper)
+    # Negative where the upper half was rounded up, hence signed; half a last place at most, hence 16 bits are enough.
     lower.copy_(bits.sub_(upper.bitwise_left_shift_(16)))

@@ -7,6 +7,7 @@ section 3.1), so memory grows with length times the block, not with length squar
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,7 +37,16 @@ def mask_of(lengths: torch.Tensor) -> torch.Tensor:
     return lengths.cpu().view(1, 1, 1, -1)
 
 
-def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
     """Attention for transformers' models: over packed sequences under `mask_of`, else transformers' own.
 
     query: (1, heads, tokens, width); key and value: (1, key heads, tokens, width). Returns (1, tokens, heads, width).
@@ -74,8 +84,11 @@ def _check_is_plain(kwargs: dict, longest: int) -> None:
 
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, lengths, scaling):
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], scaling: float
+    ) -> torch.Tensor:
         heads, tokens, width = query.shape[1:]
+        # Slack, for the last block's rounded rows would otherwise reach past the end of the tensors.
         q, k, v = _with_slack(query[0] * scaling), _with_slack(key[0]), _with_slack(value[0])
         out = query.new_empty(1, tokens, heads, width)
         for start, first, end, last in _blocks(lengths):
@@ -87,20 +100,24 @@ class _PackedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
         heads, groups = len(q), len(k)
         tokens = gradient.shape[1]
         d_q = torch.empty_like(q)
+        # fp32, because every block of queries adds to the same keys and values, and bf16 would lose the later ones.
         d_k, d_v = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
         for start, first, end, last in _blocks(ctx.lengths):
             queries, keys, values = q[:, first:last], k[:, start:last], v[:, start:last]
+            # Rows beyond `end` belong to another sequence or to none: without a gradient they add nothing to any sum.
             g = torch.zeros_like(queries, memory_format=torch.contiguous_format)
             g[:, : end - first] = gradient[0, first:end].transpose(0, 1)
             g = _per_group(g, groups)
+            # Made again, because those of all blocks together grow with the square of a sequence's length.
             p = _probabilities(queries, keys)
             d_v[:, start:last] += p.transpose(1, 2) @ g
             d_p = g @ values.transpose(1, 2)
+            # One pass over the block, where p * (d_p - (p * d_p).sum()) would write two more tensors of its size.
             d_s = torch._softmax_backward_data(d_p, p, -1, p.dtype)
             d_q[:, first:end] = _per_head(d_s @ keys, heads)[:, : end - first]
             d_k[:, start:last] += d_s.transpose(1, 2) @ _per_group(queries, groups)
@@ -126,20 +143,21 @@ def _blocks(lengths: list[int]) -> Iterator[tuple[int, int, int, int]]:
         start += length
 
 
-def _probabilities(query, key) -> torch.Tensor:
+def _probabilities(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """softmax(q kT) of the last positions: (key heads, heads per key head x queries, keys)."""
     size = query.shape[1]
+    # Query heads that share a key head become rows of one product, so keys and values aren't copied for each head.
     scores = _per_group(query, len(key)) @ key.transpose(1, 2)
     scores.view(len(key), -1, size, key.shape[1])[..., -size:] += _causal(size, scores.dtype)
     return scores.softmax(-1, dtype=scores.dtype)
 
 
-def _per_group(x, groups: int) -> torch.Tensor:
+def _per_group(x: torch.Tensor, groups: int) -> torch.Tensor:
     """(heads, rows, width) -> (key heads, heads per key head x rows, width)."""
     return x.reshape(groups, -1, x.shape[-1])
 
 
-def _per_head(x, heads: int) -> torch.Tensor:
+def _per_head(x: torch.Tensor, heads: int) -> torch.Tensor:
     """The inverse of `_per_group`."""
     return x.view(heads, -1, x.shape[-1])
 

@@ -1,12 +1,15 @@
 """RMSNorm, SiLU-gated MLPs and trained linear layers that keep less for the backward pass than the usual forms.
 
 What a norm or an activation gives out is cheap to make again from what went in, and that is kept anyway. So the
-linear layer behind it keeps how to recompute its input, in place of the input. Per token and layer of a Llama this leaves the
-two residuals, q, k, v, the attention's result, and the two halves of the gate.
+linear layer behind it keeps how to recompute its input, in place of the input. Per token and layer of a Llama this
+leaves the two residuals, q, k, v, the attention's result, and the two halves of the gate.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -14,13 +17,29 @@ from torch.nn.functional import linear, silu
 
 from finetune.kernels.recompute import Recompute, attach
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
-def replace_layers(model) -> None:
+
+class _Norm(Protocol):
+    weight: nn.Parameter
+    variance_epsilon: float
+
+
+class _GatedMlp(Protocol):
+    gate_proj: nn.Module
+    up_proj: nn.Module
+    down_proj: nn.Module
+
+
+def replace_layers(model: PreTrainedModel | PeftModel) -> None:
     """Give norms, gated MLPs and trained linear layers of `model` leaner steps, where these compute the same."""
-    dtype = model.get_input_embeddings().weight.dtype
-    for module in model.modules():
+    dtype = cast(nn.Embedding, model.get_input_embeddings()).weight.dtype
+    modules: Iterator[Any] = model.modules()
+    for module in modules:
         if type(module) is nn.Linear and module.weight.requires_grad:
-            module.forward = partial(_linear, module)
+            cast(nn.Module, module).forward = partial(_linear, module)
         elif hasattr(module, "variance_epsilon"):
             _replace(module, _rms_norm, module.weight.shape[-1], dtype)
         elif all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj")):
@@ -28,7 +47,9 @@ def replace_layers(model) -> None:
 
 
 @torch.no_grad()
-def _replace(module: nn.Module, step: Callable, width: int, dtype: torch.dtype) -> None:
+def _replace(
+    module: nn.Module, step: Callable[[Any, torch.Tensor], torch.Tensor], width: int, dtype: torch.dtype
+) -> None:
     """Only a test on numbers tells: classes of many models share a name's form and differ in what they compute."""
     device = next(module.parameters()).device
     probe = torch.linspace(-2, 3, 4 * width, dtype=dtype, device=device).view(1, 4, width)
@@ -49,7 +70,7 @@ def _linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias):
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         rows, recompute = linear_input(x, _product_dtype(weight))
         ctx.save_for_backward(weight, *recompute.tensors)
         ctx.recompute, ctx.shape, ctx.dtype, ctx.rows_dtype = recompute.for_user(), x.shape, x.dtype, rows.dtype
@@ -57,7 +78,7 @@ class _Linear(torch.autograd.Function):
         return y.view(*x.shape[:-1], len(weight))
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, *kept = ctx.saved_tensors
         gradient = gradient.reshape(-1, gradient.shape[-1]).to(ctx.rows_dtype)
         rows = ctx.recompute(*kept).reshape(len(gradient), -1).to(ctx.rows_dtype)
@@ -72,29 +93,30 @@ def _product_dtype(weight: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
-def _rms_norm(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _rms_norm(module: _Norm, x: torch.Tensor) -> torch.Tensor:
     y = _RMSNorm.apply(x, module.weight, module.variance_epsilon)
     return attach(y, partial(_normed, epsilon=module.variance_epsilon), x, module.weight)
 
 
-def _normed(x, weight, epsilon: float) -> torch.Tensor:
+def _normed(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
     """x / rms(x) * weight over the last dimension (Zhang & Sennrich 2019, equation 4), in fp32 like transformers'."""
     return weight * (x.float() * _reciprocal_rms(x, epsilon)).to(x.dtype)
 
 
-def _reciprocal_rms(x, epsilon: float) -> torch.Tensor:
+def _reciprocal_rms(x: torch.Tensor, epsilon: float) -> torch.Tensor:
+    # fp32, because one number scales a whole row; and transformers' norms do so, which ours have to equal to the bit.
     return x.float().square_().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, epsilon):
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.epsilon = epsilon
         return _normed(x, weight, epsilon)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         scale = _reciprocal_rms(x, ctx.epsilon)
         normed = x.float().mul_(scale)
@@ -107,24 +129,24 @@ class _RMSNorm(torch.autograd.Function):
         return d_x, d_weight, None
 
 
-def _gated_mlp(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _gated_mlp(module: _GatedMlp, x: torch.Tensor) -> torch.Tensor:
     gate, up = module.gate_proj(x), module.up_proj(x)
     return module.down_proj(attach(_SiluGate.apply(gate, up), _gated, gate, up))
 
 
-def _gated(gate, up) -> torch.Tensor:
+def _gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up (SwiGLU, Shazeer 2020, equation 6)."""
     return silu(gate).mul_(up)
 
 
 class _SiluGate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, gate, up):
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
         return _gated(gate, up)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gate, up = ctx.saved_tensors
         d_up = silu(gate).mul_(gradient)
         return torch.ops.aten.silu_backward(gradient * up, gate), d_up

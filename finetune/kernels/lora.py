@@ -9,16 +9,18 @@ to make it again) and x Aᵀ are all that is kept for the backward pass:
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
+from torch import nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from finetune.kernels.layers import linear_input
 
 
-def fuse(model, *, keep_dequantized: bool) -> None:
+def fuse(model: nn.Module, *, keep_dequantized: bool) -> None:
     """Give every plain LoRA layer of a peft `model` the fused step. A layer with dropout, DoRA or biases is left alone.
 
     With `keep_dequantized` a 4-bit base weight is de-quantised once, here, and kept in the dtype of its products:
@@ -33,25 +35,27 @@ def _is_plain(layer: LoraLayer) -> bool:
     (name,) = layer.active_adapters
     return (
         name in layer.lora_A
-        and isinstance(layer.lora_dropout[name], torch.nn.Identity)
+        and isinstance(layer.lora_dropout[name], nn.Identity)
         and not layer.use_dora[name]
         and not layer.lora_bias[name]
     )
 
 
-def _frozen_weight(base: torch.nn.Module, keep_dequantized: bool) -> Callable[[], torch.Tensor]:
+def _frozen_weight(base: nn.Module, keep_dequantized: bool) -> Callable[[], torch.Tensor]:
     """What gives the matrix W, of shape (out, in), of a Linear, Conv1D or 4-bit layer."""
-    if getattr(base.weight, "quant_state", None) is None:
-        weight = base.weight.data.t() if isinstance(base, Conv1D) else base.weight.data
+    parameter = cast(torch.Tensor, base.weight)
+    state = getattr(parameter, "quant_state", None)
+    if state is None:
+        weight = parameter.data.t() if isinstance(base, Conv1D) else parameter.data
         return lambda: weight
     from bitsandbytes.functional import dequantize_4bit
 
-    dequantize = partial(dequantize_4bit, base.weight.data, base.weight.quant_state)
+    dequantize = partial(dequantize_4bit, parameter.data, state)
     if not keep_dequantized:
         return dequantize
     base.register_buffer("dequantized", dequantize(), persistent=False)
-    base.weight.data = base.weight.data.new_empty(0)
-    return lambda: base.dequantized
+    parameter.data = parameter.data.new_empty(0)
+    return lambda: cast(torch.Tensor, base.dequantized)
 
 
 def _forward(layer: LoraLayer, weight: Callable[[], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
@@ -68,20 +72,31 @@ def _forward(layer: LoraLayer, weight: Callable[[], torch.Tensor], x: torch.Tens
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, a, b, scale):
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: Callable[[], torch.Tensor],
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
         matrix = weight()
         rows, recompute = linear_input(x, matrix.dtype)
+        # Scaled while it is r numbers wide: scaling the update instead would pass over a tensor as large as y.
         down, up = a.to(matrix.dtype), (b * scale).to(matrix.dtype)
         y = linear(rows, matrix, bias)
         squeezed = rows @ down.t()
+        # In place, which is safe: y is new, and no backward pass keeps it. A sum would be a second tensor of its size.
         y.addmm_(squeezed, up.t())
         ctx.save_for_backward(squeezed, down, up, *recompute.tensors)
+        # How to get W, not W: de-quantised at each use, it would otherwise stay until the backward pass has come here.
         ctx.weight, ctx.recompute, ctx.scale = weight, recompute.for_user(), scale
         ctx.shape, ctx.dtypes = x.shape, (x.dtype, a.dtype)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         squeezed, down, up, *kept = ctx.saved_tensors
         x_dtype, adapter_dtype = ctx.dtypes
         gradient = gradient.reshape(-1, gradient.shape[-1])

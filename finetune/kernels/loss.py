@@ -5,17 +5,25 @@ only the positions before a labelled token, in chunks, and each chunk's gradient
 (as in Liger Kernel, Hsu et al. 2024, section 3.2), so neither logits nor their gradient are ever held in full.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.nn.functional import linear
 
 from finetune.data.prepared import IGNORE
 from finetune.errors import UserError
 from finetune.kernels.attention import mask_of
 from finetune.kernels.packing import Batch, micro_batches, pack
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 CHUNK_BYTES = 16 * 2**20
 """fp32 logits held at a time."""
@@ -24,12 +32,11 @@ _UNKNOWN = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 """Config keys of models that change their logits after the head."""
 
 
-def response_loss(model, batch: Batch) -> torch.Tensor:
+def response_loss(model: PreTrainedModel | PeftModel, batch: Batch) -> torch.Tensor:
     """Summed cross-entropy (nats, fp32 scalar) of the labelled tokens.
 
-    `batch` is packed, of one pass. Equal to the model's own
-    loss on each sequence alone, summed instead of averaged. Raises UserError for a model that scales
-    its logits after the head.
+    `batch` is packed, of one micro-batch. Equal to the model's own loss on each sequence alone, summed instead of
+    averaged. Raises UserError for a model that scales its logits after the head.
     """
     changed = [key for key in _UNKNOWN if getattr(model.config, key, None) not in (None, 1.0)]
     if changed:
@@ -43,18 +50,21 @@ def response_loss(model, batch: Batch) -> torch.Tensor:
             attention_mask=mask_of(batch["lengths"]),
             use_cache=False,
         )
+    # Its weight is read, not its result: logits are then made of labelled positions alone, a chunk at a time.
     head = model.get_output_embeddings()
     hidden = seen[0][:, :-1][labelled]
+    # Told by argument: within `forward` gradients are always off, and `needs_input_grad` knows nothing of `no_grad`.
     return _ChunkedCrossEntropy.apply(hidden, head.weight, head.bias, targets[labelled], torch.is_grad_enabled())
 
 
 @contextmanager
-def _head_input(model) -> Iterator[list[torch.Tensor]]:
+def _head_input(model: PreTrainedModel | PeftModel) -> Iterator[list[torch.Tensor]]:
     """Collect what the head is given, (1, tokens, width), while it is spared all positions."""
-    seen = []
+    seen: list[torch.Tensor] = []
 
-    def narrow(module, inputs):
+    def narrow(module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         seen.append(inputs[0])
+        # No rows, since the model calls its head by itself: the logits of all positions would be its largest tensor.
         return (inputs[0][0, :0],)
 
     handle = model.get_output_embeddings().register_forward_pre_hook(narrow)
@@ -65,17 +75,26 @@ def _head_input(model) -> Iterator[list[torch.Tensor]]:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy of `targets` (rows) under the logits of `hidden` (rows, width) and a head (vocabulary, width)."""
+    """Summed cross-entropy of `targets` (rows) under `hidden` (rows, width) and a head (vocabulary, width)."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, learning):
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        learning: bool,
+    ) -> torch.Tensor:
         dtype = torch.get_autocast_dtype(hidden.device.type) if _autocast(hidden) else hidden.dtype
         rows = max(1, CHUNK_BYTES // (4 * len(weight)))
         needs_hidden, needs_weight, needs_bias = (learning and needed for needed in ctx.needs_input_grad[:3])
         d_hidden = torch.empty_like(hidden, dtype=dtype) if needs_hidden else None
+        # fp32, because many chunks add to the same numbers, and bf16 would lose what the later ones bring.
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        d_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
+        d_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias and bias is not None else None
         matrix = weight.to(dtype)
+        # float64, because a batch's sum reaches thousands of nats: fp32 would round some of it off at each chunk.
         total = torch.zeros((), device=hidden.device, dtype=torch.float64)
         for start in range(0, len(hidden), rows):
             part, target = hidden[start : start + rows].to(dtype), targets[start : start + rows, None]
@@ -84,14 +103,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             total += (normaliser - logits.gather(1, target)).sum()
             if not (needs_hidden or needs_weight):
                 continue
+            # Now, and in the logits' place: the backward pass would have to multiply by the whole vocabulary again.
             gradient = logits.sub_(normaliser).exp_()
             gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
-            if needs_bias:
+            if d_bias is not None:
                 d_bias += gradient.sum(0)
             gradient = gradient.to(dtype)
-            if needs_hidden:
+            if d_hidden is not None:
                 d_hidden[start : start + rows] = gradient @ matrix
-            if needs_weight:
+            if d_weight is not None:
                 d_weight += gradient.t() @ part
         d_weight = None if d_weight is None else d_weight.to(weight.dtype)
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
@@ -99,7 +119,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total.float()
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         d_hidden, d_weight, d_bias = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
         return (
@@ -117,13 +137,15 @@ def _autocast(tensor: torch.Tensor) -> bool:
 
 @dataclass(frozen=True)
 class SequenceLoss:
+    """The loss of one sequence alone."""
+
     nats: float
     """Summed cross-entropy of the response tokens."""
     tokens: int
 
 
 @torch.no_grad()
-def sequence_losses(model, rows: Iterable[dict]) -> list[SequenceLoss]:
+def sequence_losses(model: PreTrainedModel | PeftModel, rows: Iterable[dict]) -> list[SequenceLoss]:
     """The loss of each of `rows` (input_ids, labels), each alone in its pass."""
     model.eval()
     losses = []

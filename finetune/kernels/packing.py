@@ -21,6 +21,7 @@ def pack(rows: list[dict]) -> Batch:
     """
     lengths = [len(row["input_ids"]) for row in rows]
     labels = torch.tensor(list(chain.from_iterable(row["labels"] for row in rows)))
+    # Trainer counts the labels of the whole batch, sequences unknown to it: this makes its count that of the targets.
     labels[[0, *accumulate(lengths[:-1])]] = IGNORE
     return {
         "input_ids": torch.tensor([list(chain.from_iterable(row["input_ids"] for row in rows))]),
@@ -49,6 +50,7 @@ def micro_batches(batch: Batch, tokens: int) -> Iterator[Batch]:
 
 
 def _filled(rows: Batch, lengths: list[int]) -> Batch:
+    # A sequence of its own, so that no other attends to it; without targets it costs no logits and adds no loss.
     spare = -sum(lengths) % ROUND_ROWS_TO
     filled = {key: pad(value, (0, spare), value=IGNORE if key == "labels" else 0) for key, value in rows.items()}
     return filled | {"lengths": torch.tensor([*lengths, spare] if spare else lengths)}

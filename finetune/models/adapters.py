@@ -1,7 +1,10 @@
 """What each method makes of a base model: adapters over frozen weights, or every parameter trained."""
 
+from pathlib import Path
+
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import PreTrainedModel
 
 from finetune import params
@@ -14,7 +17,7 @@ from finetune.models.base import copy_from_file, load_base
 
 
 def trainable(
-    folder, method: Method, lora: params.Lora, quantization: params.Quantization
+    folder: Path, method: Method, lora: params.Lora, quantization: params.Quantization
 ) -> PreTrainedModel | PeftModel:
     """The base model in `folder` as `method` trains it.
 
@@ -30,12 +33,12 @@ def trainable(
     return model
 
 
-def _adapted(folder, method: Method, lora: params.Lora, quantization: params.Quantization) -> PeftModel:
+def _adapted(folder: Path, method: Method, lora: params.Lora, quantization: params.Quantization) -> PeftModel:
     base = load_base(folder, compute_dtype(), quantization if method.quantized else None)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft scales by any number
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
         **method.lora_options,
@@ -53,7 +56,7 @@ def _adapted(folder, method: Method, lora: params.Lora, quantization: params.Qua
     return model
 
 
-def _keep_differentiable(model) -> None:
+def _keep_differentiable(model: nn.Module) -> None:
     """On a CPU, bitsandbytes packs 4-bit weights at the first validation, for a kernel that passes no gradient on."""
     from bitsandbytes.nn import Linear4bit
 
@@ -62,7 +65,7 @@ def _keep_differentiable(model) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def load_tuned(folder, facts: dict, base=None) -> PreTrainedModel | PeftModel:
+def load_tuned(folder: Path, facts: dict, base: Path | str | None = None) -> PreTrainedModel | PeftModel:
     """The fine-tuned model that `saved.save` wrote to `folder`, ready to generate.
 
     An adapter gets its base from where it was trained, or from the folder `base`; a QLoRA adapter
@@ -74,6 +77,7 @@ def load_tuned(folder, facts: dict, base=None) -> PreTrainedModel | PeftModel:
         return load_base(folder, compute_dtype())
     quantization = params.Quantization(**facts["quantization"]) if method.quantized else None
     model = load_base(base or facts["base"], compute_dtype(), quantization)
+    # peft would widen the adapters to fp32, and every product of every token would cast them back.
     tuned = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
     fuse(tuned, keep_dequantized=quantization is not None and quantization.keep_dequantized)
     return tuned

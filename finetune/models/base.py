@@ -1,6 +1,9 @@
 """Base models, in 16 or 4 bits."""
 
+from pathlib import Path
+
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from finetune import params
@@ -9,7 +12,9 @@ from finetune.errors import UserError
 from finetune.kernels.attention import ATTENTION_NAME
 
 
-def load_base(folder, dtype: torch.dtype, quantization: params.Quantization | None = None) -> PreTrainedModel:
+def load_base(
+    folder: Path | str, dtype: torch.dtype, quantization: params.Quantization | None = None
+) -> PreTrainedModel:
     """The causal language model in `folder` on the device at hand.
 
     Weights have `dtype`; with `quantization` the linear layers hold 4-bit blocks (QLoRA, Dettmers et
@@ -41,20 +46,20 @@ def load_base(folder, dtype: torch.dtype, quantization: params.Quantization | No
     return model
 
 
-def copy_from_file(model) -> None:
-    """Weights that aren't quantised are views of the mapped file, which stays in memory as a whole while one of them lives."""
+def copy_from_file(model: nn.Module) -> None:
+    """Weights that aren't quantised are views of the mapped file, which stays in memory as long as one of them lives."""
     for parameter in model.parameters():
         if getattr(parameter, "quant_state", None) is None:
             parameter.data = parameter.data.clone()
 
 
-def parameter_counts(model) -> tuple[int, int]:
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
     """Trainable and total parameters; a 4-bit weight counts as the weights it holds."""
     trainable_count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(_weights_held(p) for p in model.parameters())
     return trainable_count, total
 
 
-def _weights_held(parameter: torch.nn.Parameter) -> int:
+def _weights_held(parameter: nn.Parameter) -> int:
     state = getattr(parameter, "quant_state", None)
     return state.shape.numel() if state is not None else parameter.numel()

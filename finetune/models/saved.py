@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.errors import UserError
 from finetune.files import read_yaml, whole_folder, write_text, write_yaml
@@ -12,7 +13,13 @@ from finetune.methods import METHODS
 from finetune.places import FACTS
 
 
-def save(model, tokenizer, facts: dict, base_source: dict, folder: Path) -> None:
+def save(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: dict,
+    base_source: dict,
+    folder: Path,
+) -> None:
     """Write adapter or full model with its tokenizer; the same bytes for the same weights.
 
     `facts` says how the model was made (method, base, template, quantization), `base_source` is the
@@ -22,10 +29,10 @@ def save(model, tokenizer, facts: dict, base_source: dict, folder: Path) -> None
     with whole_folder(folder, keep="plots") as draft:
         if isinstance(model, PeftModel):
             model.peft_config["default"].base_model_name_or_path = facts["base"]
-            model.save_pretrained(draft)
+            model.save_pretrained(str(draft))
             _sort_adapter_config(draft / "adapter_config.json")
         else:
-            model.to(torch.bfloat16).save_pretrained(draft)
+            model.to(torch.bfloat16).save_pretrained(draft)  # type: ignore[arg-type]  # transformers' `wraps`
         tokenizer.save_pretrained(draft)
         write_yaml(draft / FACTS, facts)
         write_text(draft / "README.md", _model_card(facts, base_source))

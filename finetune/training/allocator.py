@@ -15,18 +15,19 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 LAYERS_PER_TRIM = 6
 
 
-def prepare(model, *, release_freed_memory: bool) -> None:
-    """Keep freed memory; or, with `release_freed_memory`, hand it back after every few layers. Nothing where libc isn't glibc."""
+def prepare(model: nn.Module, *, release_freed_memory: bool) -> None:
+    """Keep freed memory, or with `release_freed_memory` hand it back after every few layers; nothing without glibc."""
     libc = _glibc()
     if libc is None:
         return
     libc.malloc_trim(0)  # what loading has left
     if not release_freed_memory:
+        # glibc hands back in two ways: it cuts the heap's end off, and unmaps blocks that were mapped by themselves.
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_MMAP_THRESHOLD, 2**30)
         return
 
-    def trim(*_) -> None:
+    def trim(*_: object) -> None:
         libc.malloc_trim(0)
 
     for layer in _layers(model)[::LAYERS_PER_TRIM]:
@@ -41,6 +42,7 @@ def _glibc() -> ctypes.CDLL | None:
         return None
 
 
-def _layers(model) -> nn.ModuleList:
+def _layers(model: nn.Module) -> list[nn.Module]:
     """The model's stack of layers: its longest list of modules."""
-    return max((module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len, default=[])
+    stacks = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    return list(max(stacks, key=len, default=[]))

@@ -1,15 +1,28 @@
 """The Hugging Face Trainer, wired for a response-only loss, exact averages and metered runs."""
 
+from __future__ import annotations
+
 import contextlib
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from torch import nn
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from finetune import params
 from finetune.costs.memory_parts import Activations, MemoryParts, memory_parts
@@ -20,6 +33,10 @@ from finetune.kernels.adamw import SplitAdamW
 from finetune.kernels.loss import mean_loss, response_loss, sequence_losses
 from finetune.kernels.packing import Batch, micro_batches, pack
 from finetune.training import allocator
+
+if TYPE_CHECKING:
+    from accelerate.optimizer import AcceleratedOptimizer
+    from datasets import Dataset, DatasetDict
 
 Log = Callable[[int, dict[str, float]], None]
 """Called with the optimizer step and its values."""
@@ -41,9 +58,9 @@ class TrainingResult:
 
 
 def train(
-    model,
-    tokenizer,
-    splits,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: DatasetDict,
     *,
     settings: params.Train,
     method: params.MethodSettings,
@@ -104,7 +121,7 @@ def _arguments(settings: params.Train, method: params.MethodSettings, seed: int,
     )
 
 
-def _without_input_casts(model) -> contextlib.AbstractContextManager:
+def _without_input_casts(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Under autocast, peft's casts of every adapter input to fp32 and back only cost memory and time."""
     if isinstance(model, PeftModel) and compute_dtype() != torch.float32:
         return disable_input_dtype_casting(model)
@@ -114,29 +131,45 @@ def _without_input_casts(model) -> contextlib.AbstractContextManager:
 class _ResponseTrainer(Trainer):
     """Trainer whose losses are means over response tokens: over the accumulated batch, and over the whole split."""
 
-    log_callback: "_LogCallback"
+    model: PreTrainedModel | PeftModel
+    optimizer: AcceleratedOptimizer
+    eval_dataset: Dataset
+    log_callback: _LogCallback
     tokens_per_micro_batch: int
     activations: Activations
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = True  # makes Trainer count the labels of the accumulated batch
+        # Makes Trainer count the labels of the accumulated batch, though it is we who divide by them, not the model.
+        self.model_accepts_loss_kwargs = True
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
+    def training_step(
+        self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        assert num_items_in_batch is not None  # `model_accepts_loss_kwargs` sees to that
         model.train()
         self.log_callback.count(inputs)
         total = torch.zeros((), device=self.args.device)
+        # Trainer's own step passes a batch through the model whole; a part at a time holds less memory.
         for part in micro_batches(inputs, self.tokens_per_micro_batch):
             part = self._prepare_inputs(part)
             with self.compute_loss_context_manager(), self.activations.watch(part["input_ids"].numel()):
-                loss = response_loss(model, part) / num_items_in_batch
+                # By the whole accumulated batch's targets: means of parts would favour the tokens of short parts.
+                loss = response_loss(cast("PreTrainedModel | PeftModel", model), part) / num_items_in_batch
             self.accelerator.backward(loss)
             total += loss.detach()
         return total
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+    def evaluate(
+        self,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        # Not training time, or the speed of training would depend on how much is held out.
         with self.log_callback.paused():
             with self.accelerator.autocast():
+                # A sequence at a time: the loss then depends on no setting of packing, nor does the memory it takes.
                 loss = mean_loss(sequence_losses(self.model, self.eval_dataset))
             self.model.train()
         self.log({f"{metric_key_prefix}_loss": loss})
@@ -154,17 +187,19 @@ _NAMES = {
 class _LogCallback(TrainerCallback):
     """Keeps count of tokens and of training time, and passes each log on with memory and time added."""
 
+    started: float
+    seconds: float
+
     def __init__(self, meter: Meter, log: Log) -> None:
         self.meter, self.log = meter, log
         self.tokens = 0
         self.validating = 0.0
-        self.started = None
 
     def count(self, batch: Batch) -> None:
         self.tokens += int(batch["lengths"].sum())
 
     @contextlib.contextmanager
-    def paused(self):
+    def paused(self) -> Iterator[None]:
         """Time spent in the block isn't training time."""
         before = self.meter.seconds()
         yield
@@ -173,14 +208,25 @@ class _LogCallback(TrainerCallback):
     def training_seconds(self) -> float:
         return self.meter.seconds() - self.started - self.validating
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.started = self.meter.seconds()
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.seconds = self.training_seconds()
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        values = {_NAMES[name]: float(value) for name, value in logs.items() if name in _NAMES}
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        values = {_NAMES[name]: float(value) for name, value in (logs or {}).items() if name in _NAMES}
         if not values:
             return
         if not all(math.isfinite(value) for value in values.values()):
@@ -198,7 +244,7 @@ class _LogCallback(TrainerCallback):
         self.log(state.global_step, values)
         self._print(state, values)
 
-    def _print(self, state, values: dict[str, float]) -> None:
+    def _print(self, state: TrainerState, values: dict[str, float]) -> None:
         """A line after each twentieth of the run, and one after each validation."""
         if "validation/loss" in values:
             print(f"epoch {state.epoch:g}: validation loss {values['validation/loss']:.3f}", flush=True)
@@ -210,7 +256,7 @@ class _LogCallback(TrainerCallback):
                 flush=True,
             )
 
-    def result(self, state, held: MemoryParts) -> TrainingResult:
+    def result(self, state: TrainerState, held: MemoryParts) -> TrainingResult:
         losses = [(entry["epoch"], entry["loss"]) for entry in state.log_history if "loss" in entry]
         last = [loss for epoch, loss in losses if epoch > losses[-1][0] - 1]
         validation = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]

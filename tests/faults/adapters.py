@@ -1,0 +1,5 @@
+"""Mistakes with adapters."""
+
+from faults import Fault
+
+FAULTS: list[Fault] = []

@@ -1,0 +1,5 @@
+"""Mistakes in records and files of data."""
+
+from faults import Fault
+
+FAULTS: list[Fault] = []

@@ -1,0 +1,5 @@
+"""Mistakes with devices."""
+
+from faults import Fault
+
+FAULTS: list[Fault] = []

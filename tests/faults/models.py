@@ -1,0 +1,5 @@
+"""Mistakes with models."""
+
+from faults import Fault
+
+FAULTS: list[Fault] = []
