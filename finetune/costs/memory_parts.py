@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from peft import PeftModel
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 if TYPE_CHECKING:
     from bitsandbytes.functional import QuantState
@@ -42,16 +43,19 @@ class Activations:
         if tokens <= self._largest:
             yield
             return
-        kept: dict[int, int] = {}
+        kept: dict[int, tuple[StorageWeakRef, int]] = {}
         known = set(_storages(_held(self._model)))
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
-            kept.update(_storages([tensor]))
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = StorageWeakRef(storage), storage.nbytes()
             return tensor.detach()  # the tensor itself may be the node's own output: a cycle that is never freed
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             yield
-        self.bytes = sum(size for place, size in kept.items() if place not in known)
+        # What the pass has let go of by now (DoRA's norms) doesn't wait for the backward pass.
+        alive = {place: size for place, (storage, size) in kept.items() if not storage.expired()}
+        self.bytes = sum(size for place, size in alive.items() if place not in known)
         self._largest = tokens
 
 

@@ -67,9 +67,15 @@ def test_only_a_larger_micro_batch_is_counted_anew(tiny_models):
     for count in (16, 64, 32):
         rows = next(micro_batches(pack([{"input_ids": IDS[:count], "labels": IDS[:count]}]), 1000))
         with activations.watch(count):
-            loss.response_loss(model, rows)
+            value = loss.response_loss(model, rows)  # held, as is what it keeps for its backward pass
+        assert value.requires_grad
         seen.append(activations.bytes)
     assert 0 < seen[0] < seen[1] == seen[2]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_activations_are_the_same_at_each_count(tiny_models, method):
+    assert len({step(tiny_models["llama"], method)[1].activations for _ in range(4)}) == 1
 
 
 def test_checkpointing_keeps_less(tiny_models):
@@ -80,7 +86,8 @@ def test_checkpointing_keeps_less(tiny_models):
             model.gradient_checkpointing_enable()
         activations = Activations(model)
         with activations.watch(64):
-            loss.response_loss(model, BATCH)
+            value = loss.response_loss(model, BATCH)
+        assert value.requires_grad
         kept[checkpointing] = activations.bytes
     assert kept[True] < 0.5 * kept[False]
 
