@@ -1,7 +1,7 @@
-"""A comparison on a front page: a short table, and one sentence a contender."""
+"""A comparison on a front page: which to take, a short table, and one sentence a contender."""
 
 from finetune.comparison.tables import Table, markdown
-from finetune.comparison.verdict import cost_ratio, in_sentence, name
+from finetune.comparison.verdict import advice, cost_ratio, in_sentence, name
 from finetune.measures import COSTS, SCORES, Measure
 
 ROWS = (
@@ -15,7 +15,8 @@ ROWS = (
 def summary(data: dict) -> str:
     """Markdown without intervals; those are in the full tables."""
     sentences = [f"- {_sentence(data, label)}" for label in data["contenders"]]
-    return "\n\n".join([markdown(_table(data)), "\n".join(sentences)])
+    advised = [f"**{sentence}**" for sentence in advice(data)]
+    return "\n\n".join([*advised, markdown(_table(data)), "\n".join(sentences)])
 
 
 def _table(data: dict) -> Table:

@@ -6,8 +6,40 @@ from finetune.methods import BASE, METHODS
 
 
 def verdict(data: dict) -> list[str]:
-    """A sentence or two on each contender's share of the reference's gain, and on each pair."""
-    return [*_shares(data), *(_pair(difference) for difference in data["differences"])]
+    """Which to take, each contender's share of the reference's gain, and a sentence on each pair."""
+    return [*advice(data), *_shares(data), *(_pair(difference) for difference in data["differences"])]
+
+
+def advice(data: dict) -> list[str]:
+    """One sentence: of the contenders whose test loss can't be told from the least, the one with the least memory.
+
+    None where there is only one contender.
+    """
+    contenders, loss = data["contenders"], SCORES["test_loss"]
+    if len(contenders) == 1:
+        return []
+    best = min(contenders, key=lambda label: contenders[label]["scores"][loss.key]["value"])
+    if not _sure(data, best, "base") or contenders[best]["scores"][loss.key]["value"] > _base(data, loss):
+        return [f"Take {name('base')}: no method lowers its {in_sentence(loss)} for certain."]
+    equals = [label for label in contenders if label == best or not _sure(data, label, best)]
+    taken = min(equals, key=lambda label: contenders[label]["costs"]["peak_device_gb"]["median"])
+    others = [name(label) for label in equals if label != taken]
+    reason = (
+        f"the data can't tell its {in_sentence(loss)} from that of {join(others)}, and it takes the least memory"
+        if others
+        else f"it has the least {in_sentence(loss)} for certain"
+    )
+    return [f"Take {name(taken)} on this model and these data: {reason}."]
+
+
+def _base(data: dict, measure: Measure) -> float:
+    return data["base"]["scores"][measure.key]["value"]
+
+
+def _sure(data: dict, first: str, second: str) -> bool:
+    """Whether the paired test tells the two's test losses apart."""
+    pair = next(pair for pair in data["differences"] if {pair["first"], pair["second"]} == {first, second})
+    return pair["scores"]["test_loss"]["p"] < SIGNIFICANCE_LEVEL
 
 
 def _shares(data: dict) -> list[str]:

@@ -10,6 +10,7 @@ from finetune.comparison import contenders, significance, verdict
 from finetune.comparison.compare import compare
 from finetune.comparison.examples import examples
 from finetune.comparison.html_report import html
+from finetune.comparison.summary import summary
 from finetune.comparison.tables import report
 from finetune.errors import UserError
 from finetune.evaluation import scoring
@@ -69,6 +70,30 @@ def test_a_sure_gain_and_its_share_are_said_in_words():
     assert any("at 0.40 of its device memory and 0.40 of its training time on one machine" in s for s in said)
     assert any(s.startswith("QLoRA is better than the base model in BLEU (+") for s in said)
     assert any(s.startswith("QLoRA is worse than full fine-tuning in BLEU (-") for s in said)
+
+
+@pytest.mark.parametrize(
+    ("runs", "sentence"),
+    [
+        (
+            [("qlora", 1.75, 1.0), ("lora", 1.5, 2.0), ("full", 1.5, 4.0)],
+            "Take LoRA on this model and these data: the data can't tell its test loss from that of full fine-tuning, "
+            "and it takes the least memory.",
+        ),
+        (
+            [("qlora", 1.75, 1.0), ("full", 1.5, 4.0)],
+            "Take full fine-tuning on this model and these data: it has the least test loss for certain.",
+        ),
+        (
+            [("qlora", 2.0, 1.0), ("full", 2.0, 4.0)],
+            "Take the base model: no method lowers its test loss for certain.",
+        ),
+    ],
+)
+def test_the_one_to_take_is_the_cheapest_of_those_that_nothing_beats(runs, sentence):
+    data = compared(*(run(method, nats=nats, cost=cost) for method, nats, cost in runs))
+    assert verdict.verdict(data)[0] == sentence
+    assert summary(data).startswith(f"**{sentence}**")
 
 
 def test_equal_runs_cannot_be_told_apart():
