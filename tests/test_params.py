@@ -55,4 +55,4 @@ def test_a_flag_wins_over_the_file_and_is_validated_like_it(workspace):
 
 def test_exponents_without_a_point_are_numbers(workspace):
     write_params(workspace, methods={"full": {"learning_rate": "5e-5", "epochs": 1}})
-    assert params.load().methods.full.learning_rate == 5e-5
+    assert params.load().methods["full"].learning_rate == 5e-5

@@ -55,11 +55,11 @@ def documented_exp_show() -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "words", [documented_exp_show(), ["metrics", "show"], ["metrics", "diff", "qlora-1", "full-1"]], ids=" ".join
+    "question", [documented_exp_show(), ["metrics", "show"], ["metrics", "diff", "qlora-1", "full-1"]], ids=" ".join
 )
-def test_dvcs_tables_fit_160_columns(experiments, words):
-    pager = ["--no-pager"] if words[0] == "exp" else []
-    done = command("dvc", *words, *pager, cwd=experiments, COLUMNS="160")
+def test_dvcs_tables_fit_160_columns(experiments, question):
+    pager = ["--no-pager"] if question[0] == "exp" else []
+    done = command("dvc", *question, *pager, cwd=experiments, COLUMNS="160")
     assert done.returncode == 0 and "peak_device_gb" in done.stdout and "test_loss" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 160 and "…" not in done.stdout
 
@@ -70,7 +70,7 @@ def test_table_and_page_hold_every_figure(experiments):
     table = (experiments / "report/comparison.md").read_text()
     assert "|  | base | qlora | full |" in table and "| Seeds | - | 1, 2 | 1 |" in table
     assert "**Note.** Seeds differ: qlora 1, 2; full 1." in table
-    assert re.search(r"\| ROUGE-L \| [\d.]+ \[[\d.]+, [\d.]+\] \| [\d.]+ \[[\d.]+, [\d.]+\] ± [\d.]+ \|", table)
+    assert re.search(r"\| ROUGE-L \(0 to 100\) \| [\d.]+ \[[\d.]+, [\d.]+\] \| [\d.]+ \[[\d.]+, [\d.]+\] ± [\d.]+ \|", table)
     for pair in ("qlora against base", "full against base", "qlora against full"):
         assert re.search(rf"\| {pair} (\| [+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\], p [<=] [\d.]+ ){{3}}\|", table)
 

@@ -50,7 +50,7 @@ def test_a_trial_that_diverged_counts_as_the_worst():
 
 
 def test_a_trial_without_a_result_ends_the_search():
-    with pytest.raises(UserError, match=r"sweep-full-0\.0001-1: left no result"):
+    with pytest.raises(UserError, match=r"sweep-dora-0\.0005-1: left no result"):
         sweep.search(lambda trials: None, dict)
 
 

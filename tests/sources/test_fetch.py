@@ -124,7 +124,7 @@ def test_hub_refusals_are_told_apart(workspace, tiny_models, tmp_path):
 def test_a_local_folder_and_file(workspace, tiny_models, words):
     (workspace / "mine.jsonl").write_text("\n".join(json.dumps(row) for row in words))
     stage("fetch", "--model_name", tiny_models["llama"], "--dataset", "mine.jsonl")
-    assert list(files_in(workspace / "data/raw")) == ["mine.jsonl", "facts.yaml"]
+    assert list(files_in(workspace / "data/raw")) == ["facts.yaml", "mine.jsonl"]
     assert (workspace / "models/base/config.json").exists()
     assert str(workspace) not in (workspace / "data/raw/facts.yaml").read_text()
 
