@@ -1,10 +1,14 @@
 """The device at hand, the precision that suits it, and what a run ran on."""
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from finetune.errors import UserError
 
 
 def device() -> torch.device:
@@ -22,6 +26,24 @@ def compute_dtype() -> torch.dtype:
 def _cpu_multiplies_bf16() -> bool:
     """AVX512-BF16 or AMX on x86. Elsewhere bf16 is emulated, and slower than fp32."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` is Python's, CUDA's, or the CPU allocator's way to say that memory ran out."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+@contextmanager
+def enough_memory(advice: str) -> Iterator[None]:
+    """Turn running out of memory within the block into a UserError that gives `advice`."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"the memory of {describe()} isn't enough: {advice}") from None
 
 
 def describe() -> str:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_ADVICE = "lower eval.decode_batch_size or eval.max_new_tokens, or choose a smaller model"
+"""What helps when scoring takes more memory than there is."""
+
+
 def main() -> None:
     """Score the checkpoint, or the base model."""
     parser = cli.parser(__doc__, ["--ckpt", "--dataset", "--model_name", "--out_dir"])
@@ -27,9 +31,11 @@ def main() -> None:
     from finetune.evaluation import scoring
     from finetune.evaluation.generation import generate
     from finetune.kernels.loss import mean_loss, sequence_losses
+    from finetune.models import probe
     from finetune.models import tokenizer as tokenizers
     from finetune.models.adapters import load_tuned
     from finetune.models.base import load_base
+    from finetune.models.ends import add_end_tokens
     from finetune.models.saved import read_facts
     from finetune.sources.fetch import base_folder
 
@@ -37,22 +43,29 @@ def main() -> None:
     if args.base:
         base = base_folder(args.model_name)
         tokenizer = tokenizers.load(base)
-        model = load_base(base, device.compute_dtype())
+        with device.enough_memory(_ADVICE):
+            model = load_base(base, device.compute_dtype())
     else:
         facts = read_facts(args.ckpt)
         tokenizer = tokenizers.load(args.ckpt)
-        model = load_tuned(args.ckpt, facts, args.model_name)
-    test = prepared.load(Path(args.dataset or places.PREPARED), tokenizer)[0]["test"]
+        with device.enough_memory(_ADVICE):
+            model = load_tuned(args.ckpt, facts, args.model_name)
+    splits, prepared_facts = prepared.load(Path(args.dataset or places.PREPARED), tokenizer)
+    test = splits["test"]
+    add_end_tokens(model, prepared_facts.get("end_tokens") or [])
 
-    losses = sequence_losses(model, test)
-    answers = generate(
-        model,
-        tokenizer,
-        prepared.prompt_ids(test),
-        batch_size=p.eval.decode_batch_size,
-        max_new_tokens=p.eval.max_new_tokens,
-        progress=lambda done: print(f"answered {done} of {len(test)} test prompts", flush=True),
-    )
+    with device.enough_memory(_ADVICE):
+        probe.check_vocabulary(model, test["input_ids"][:], tokenizer.pad_token_id)
+        probe.check(model, test["input_ids"][:])
+        losses = sequence_losses(model, test)
+        answers = generate(
+            model,
+            tokenizer,
+            prepared.prompt_ids(test),
+            batch_size=p.eval.decode_batch_size,
+            max_new_tokens=p.eval.max_new_tokens,
+            progress=lambda done: print(f"answered {done} of {len(test)} test prompts", flush=True),
+        )
     scores = scoring.score(answers, test["reference"])
     test_loss = mean_loss(losses)
 

@@ -5,6 +5,10 @@ from pathlib import Path
 from finetune import cli, params, places
 
 
+_ADVICE = "lower train.tokens_per_micro_batch or data.max_length, or set train.gradient_checkpointing: true"
+"""What helps when a training step takes more memory than there is."""
+
+
 def main() -> None:
     """Make models/tuned out of models/base and data/prepared."""
     args = cli.parser(__doc__, ["--method", "--model_name", "--dataset", "--out_dir"]).parse_args()
@@ -19,13 +23,17 @@ def main() -> None:
     from finetune.costs.meter import Meter, peak_process_gb
     from finetune.data import prepared
     from finetune.methods import METHODS
-    from finetune.models import saved
+    from finetune.models import probe, saved
     from finetune.models import tokenizer as tokenizers
     from finetune.models.adapters import trainable
     from finetune.models.base import parameter_counts
+    from finetune.models.ends import add_end_tokens
+    from finetune.models.fingerprint import fingerprint
+    from finetune.models.targets import check_reached
     from finetune.sources.fetch import base_folder
     from finetune.sources.provenance import provenance
     from finetune.tracking.dvclive import live_log
+    from finetune.training import schedule
     from finetune.training.trainer import train
 
     method = METHODS[p.method]
@@ -33,25 +41,48 @@ def main() -> None:
     tokenizer = tokenizers.load(base)
     splits, prepared_facts = prepared.load(Path(args.dataset or places.PREPARED), tokenizer)
 
-    meter = Meter().start()
-    transformers.set_seed(p.seed)
-    model = trainable(base, method, p.lora, p.quantization)
-    trained, total = parameter_counts(model)
-    print(f"{method.name}: {trained:,} of {total:,} parameters trained, on {device.describe()}")
-    with live_log(out.plots / "live") as log:
-        result = train(
-            model, tokenizer, splits, settings=p.train, method=p.methods[p.method], seed=p.seed, meter=meter, log=log
-        )
-    meter.stop()
-
+    settings = p.methods[p.method]
+    schedule.check(p.train, settings, len(splits["train"]))
     facts = {
         "method": method.name,
         "seed": p.seed,
         "base": str(base),
+        "base_fingerprint": fingerprint(base),
         "template": prepared_facts["template"],
+        "end_tokens": prepared_facts.get("end_tokens") or [],
         "data": prepared_facts["data"],
         "quantization": vars(p.quantization) if method.quantized else None,
     }
+
+    meter = Meter().start()
+    transformers.set_seed(p.seed)
+    with device.enough_memory("choose a smaller model.source, or method qlora"):
+        model = trainable(base, method, p.lora, p.quantization)
+    add_end_tokens(model, facts["end_tokens"])
+    saved.check_can_be_saved(model, tokenizer, facts, provenance(base), out.folder)
+    rows = splits["train"]["input_ids"][:]
+    with device.enough_memory("lower data.max_length, or choose a smaller model.source"):
+        probe.check_vocabulary(model, rows, tokenizer.pad_token_id)
+        probe.check(model, rows)
+        packed = probe.can_be_packed(model, rows)
+        check_reached(model, min(rows, key=len))
+    trained, total = parameter_counts(model)
+    print(f"{method.name}: {trained:,} of {total:,} parameters trained, on {device.describe()}")
+    if not packed:
+        print("sequences of this model would hear of each other in one pass: each goes through it alone")
+    with live_log(out.plots / "live") as log, device.enough_memory(_ADVICE):
+        result = train(
+            model,
+            tokenizer,
+            splits,
+            settings=p.train,
+            method=settings,
+            seed=p.seed,
+            packed=packed,
+            meter=meter,
+            log=log,
+        )
+    meter.stop()
     saved.save(model, tokenizer, facts, provenance(base), out.folder)
     meter.save(out.plots / places.MEMORY_TABLE)
     peak = round(meter.peak_device_gb(), 3)

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
@@ -34,7 +35,8 @@ def fuse(model: nn.Module, *, keep_dequantized: bool) -> None:
 def _is_plain(layer: LoraLayer) -> bool:
     (name,) = layer.active_adapters
     return (
-        name in layer.lora_A
+        not isinstance(layer, ParamWrapper)  # several experts' matrices in one tensor
+        and name in layer.lora_A
         and isinstance(layer.lora_dropout[name], nn.Identity)
         and not layer.use_dora[name]
         and not layer.lora_bias[name]

@@ -7,8 +7,7 @@ only the positions before a labelled token, in chunks, and each chunk's gradient
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,6 @@ from torch import nn
 from torch.nn.functional import linear
 
 from finetune.data.prepared import IGNORE
-from finetune.errors import UserError
 from finetune.kernels.attention import mask_of
 from finetune.kernels.packing import Batch, micro_batches, pack
 
@@ -28,50 +26,47 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 16 * 2**20
 """fp32 logits held at a time."""
 
-_UNKNOWN = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-"""Config keys of models that change their logits after the head."""
-
 
 def response_loss(model: PreTrainedModel | PeftModel, batch: Batch) -> torch.Tensor:
     """Summed cross-entropy (nats, fp32 scalar) of the labelled tokens.
 
     `batch` is packed, of one micro-batch. Equal to the model's own loss on each sequence alone, summed instead of
-    averaged. Raises UserError for a model that scales its logits after the head.
+    averaged, for a model that `models.probe` lets pass.
     """
-    changed = [key for key in _UNKNOWN if getattr(model.config, key, None) not in (None, 1.0)]
-    if changed:
-        raise UserError(f"model.source: this model has {changed[0]}, which the loss here doesn't know; choose another")
     targets = batch["labels"][:, 1:]
     labelled = targets != IGNORE
-    with _head_input(model) as seen:
-        model(
-            input_ids=batch["input_ids"],
-            position_ids=batch["position_ids"],
-            attention_mask=mask_of(batch["lengths"]),
-            use_cache=False,
-        )
     # Its weight is read, not its result: logits are then made of labelled positions alone, a chunk at a time.
     head = model.get_output_embeddings()
-    hidden = seen[0][:, :-1][labelled]
+    hidden = packed_head_inputs(model, batch)[:, :-1][labelled]
     # Told by argument: within `forward` gradients are always off, and `needs_input_grad` knows nothing of `no_grad`.
     return _ChunkedCrossEntropy.apply(hidden, head.weight, head.bias, targets[labelled], torch.is_grad_enabled())
 
 
-@contextmanager
-def _head_input(model: PreTrainedModel | PeftModel) -> Iterator[list[torch.Tensor]]:
-    """Collect what the head is given, (1, tokens, width), while it is spared all positions."""
+def packed_head_inputs(model: PreTrainedModel | PeftModel, batch: Batch) -> torch.Tensor:
+    """What the head of `model` is given for a packed micro-batch, (1, tokens, width)."""
+    return head_inputs(
+        model,
+        input_ids=batch["input_ids"],
+        position_ids=batch["position_ids"],
+        attention_mask=mask_of(batch["lengths"]),
+    )
+
+
+def head_inputs(model: PreTrainedModel | PeftModel, **inputs: torch.Tensor) -> torch.Tensor:
+    """What the head of `model` is given for `inputs`, (1, tokens, width), while it is spared all positions."""
     seen: list[torch.Tensor] = []
 
-    def narrow(module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        seen.append(inputs[0])
+    def narrow(module: nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        seen.append(given[0])
         # No rows, since the model calls its head by itself: the logits of all positions would be its largest tensor.
-        return (inputs[0][0, :0],)
+        return (given[0][0, :0],)
 
     handle = model.get_output_embeddings().register_forward_pre_hook(narrow)
     try:
-        yield seen
+        model(**inputs, use_cache=False)
     finally:
         handle.remove()
+    return seen[0]
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

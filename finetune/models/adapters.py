@@ -1,5 +1,6 @@
 """What each method makes of a base model: adapters over frozen weights, or every parameter trained."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -8,12 +9,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finetune import params
-from finetune.device import compute_dtype
+from finetune.device import compute_dtype, is_out_of_memory
 from finetune.errors import UserError
 from finetune.kernels.layers import replace_layers
 from finetune.kernels.lora import fuse
 from finetune.methods import METHODS, Method
 from finetune.models.base import copy_from_file, load_base
+from finetune.models.ends import add_end_tokens
+from finetune.models.fingerprint import check_base
+from finetune.models.supported import first_line, is_in_4_bits, read_config
+from finetune.models.targets import check_head_and_rank, check_names
 
 
 def trainable(
@@ -25,6 +30,12 @@ def trainable(
     weights `SplitAdamW` keeps the rest. fp16 weights can't be kept so; they are trained as fp32.
     Raises UserError if the model can't be loaded, or `lora.target_modules` fits none of its layers.
     """
+    stored_in_4_bits = is_in_4_bits(folder, read_config(folder))
+    if stored_in_4_bits and not method.quantized:
+        raise UserError(
+            f"method: {method.name} trains 16-bit weights, and those in {folder} are in 4 bits already; choose qlora, "
+            f"or the model's 16-bit weights"
+        )
     if method.adapters:
         return _adapted(folder, method, lora, quantization)
     model = load_base(folder, torch.bfloat16 if compute_dtype() == torch.bfloat16 else torch.float32)
@@ -46,10 +57,12 @@ def _adapted(folder: Path, method: Method, lora: params.Lora, quantization: para
     base.requires_grad_(False)
     if method.quantized:
         _keep_differentiable(base)
+    check_names(base, lora.target_modules)
     try:
         model = get_peft_model(base, config)
-    except ValueError as error:
-        raise UserError(f"lora.target_modules: {str(error).splitlines()[0]}") from None
+    except (ValueError, TypeError, AttributeError, re.error) as error:  # as peft happens to find out
+        raise UserError(f"lora.target_modules: {first_line(error)}") from None
+    check_head_and_rank(model, lora)
     copy_from_file(base)
     fuse(model, keep_dequantized=quantization.keep_dequantized)
     replace_layers(model)
@@ -73,11 +86,22 @@ def load_tuned(folder: Path, facts: dict, base: Path | str | None = None) -> Pre
     matrix products, as autocast did in training.
     """
     method = METHODS[facts["method"]]
-    if not method.adapters:
-        return load_base(folder, compute_dtype())
+    tuned = _with_adapter(folder, facts, method, base or facts["base"]) if method.adapters else None
+    model = tuned or load_base(folder, compute_dtype())
+    add_end_tokens(model, facts.get("end_tokens") or [])
+    return model
+
+
+def _with_adapter(folder: Path, facts: dict, method: Method, base: Path | str) -> PeftModel:
+    check_base(folder, facts, base)
     quantization = params.Quantization(**facts["quantization"]) if method.quantized else None
-    model = load_base(base or facts["base"], compute_dtype(), quantization)
-    # peft would widen the adapters to fp32, and every product of every token would cast them back.
-    tuned = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
+    model = load_base(base, compute_dtype(), quantization)
+    try:
+        # peft would widen the adapters to fp32, and every product of every token would cast them back.
+        tuned = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
+    except Exception as error:  # a file that is cut short, or of other shapes
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{folder}: the adapter can't be loaded: {first_line(error)}; train it again") from None
     fuse(tuned, keep_dequantized=quantization is not None and quantization.keep_dequantized)
     return tuned

@@ -1,15 +1,19 @@
 """Base models, in 16 or 4 bits."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from finetune import params
-from finetune.device import device
+from finetune.device import device, is_out_of_memory
 from finetune.errors import UserError
 from finetune.kernels.attention import ATTENTION_NAME
+from finetune.models.ends import keep_ends_alone
+from finetune.models.supported import first_line, is_in_4_bits, read_config
 
 
 def load_base(
@@ -18,32 +22,67 @@ def load_base(
     """The causal language model in `folder` on the device at hand.
 
     Weights have `dtype`; with `quantization` the linear layers hold 4-bit blocks (QLoRA, Dettmers et
-    al. 2023, section 3) and multiply in `dtype`. Raises UserError if there is no causal model, or one
-    whose attention can't be replaced by `kernels.attention.attend`.
+    al. 2023, section 3) and multiply in `dtype`. What is stored in 4 bits already stays as it is. Raises
+    UserError if there is no model that can be trained here (`supported.read_config`), or if its weights are damaged,
+    or not all there.
     """
-    bits = quantization and BitsAndBytesConfig(
+    config = read_config(folder)
+    stored_in_4_bits = is_in_4_bits(folder, config)
+    bits = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization.type,
         bnb_4bit_use_double_quant=quantization.double_quant,
         bnb_4bit_compute_dtype=dtype,
-    )
+    ) if quantization and not stored_in_4_bits else None
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             quantization_config=bits,
             device_map={"": device()},
             attn_implementation=ATTENTION_NAME,
             local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no causal language model can be loaded: {str(error).splitlines()[0]}") from None
-    if not model._supports_attention_backend:  # it would ignore ours, and let packed sequences see each other
-        raise UserError(
-            f"model.source: {model.config.model_type} models bring an attention of their own, which can't be replaced "
-            f"by the packed one; choose another"
-        )
+    except Exception as error:  # safetensors, pickle and transformers each say it in a class of their own
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{folder}: no causal language model can be loaded: {first_line(error)}") from None
+    _check_complete(folder, model, found)
+    keep_ends_alone(model)
+    if stored_in_4_bits:
+        _multiply_in(model, dtype)
     return model
+
+
+def _check_complete(folder: Path | str, model: PreTrainedModel, found: dict[str, Any]) -> None:
+    """transformers draws weights that aren't in the file at random, and passes over those that it has no place for."""
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{folder}: {len(missing)} of the model's weights aren't in its files ({missing[0]}, …); fetch it again"
+        )
+    places = {_numberless(name) for name in model.state_dict()}
+    left = sorted(name for name in found["unexpected_keys"] if _numberless(name) in places)
+    if left:
+        raise UserError(
+            f"{folder}: the files hold {len(left)} weights more than config.json tells of ({left[0]}, …); "
+            f"fetch both from one place"
+        )
+
+
+def _numberless(name: str) -> str:
+    """The name of a weight, the same for each layer."""
+    return re.sub(r"\d+", "#", name)
+
+
+def _multiply_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Whoever quantised the weights also noted a dtype for their products, which suited another machine."""
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:
+            state.dtype = module.compute_dtype = dtype
 
 
 def copy_from_file(model: nn.Module) -> None:

@@ -1,16 +1,48 @@
 """A fine-tuned model on disk: weights, tokenizer, how it was made, and a model card."""
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
 from peft import PeftModel
+from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.errors import UserError
 from finetune.files import read_yaml, whole_folder, write_text, write_yaml
 from finetune.methods import METHODS
+from finetune.models.supported import first_line
 from finetune.places import FACTS
+
+
+def check_can_be_saved(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: dict,
+    base_source: dict,
+    folder: Path,
+) -> None:
+    """What `save` will be asked for, tried without the weights, before training and not after it.
+
+    Raises UserError if something can't be written, or if the disk has no room for the weights.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as draft:
+            _write_beside_weights(model, tokenizer, facts, base_source, Path(draft))
+        free = shutil.disk_usage(folder.parent).free
+    except OSError as error:
+        raise UserError(f"{folder}: can't be written ({error.strerror}); give another folder as --out_dir") from None
+    except Exception as error:  # of a config or tokenizer of somebody else's
+        raise UserError(f"{folder}: the model couldn't be saved when trained: {first_line(error)}") from None
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in _weights(model).values())
+    if free < needed:
+        raise UserError(
+            f"{folder}: the weights will take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on that disk; "
+            f"make room, or give a folder elsewhere as --out_dir"
+        )
 
 
 def save(
@@ -24,18 +56,58 @@ def save(
 
     `facts` says how the model was made (method, base, template, quantization), `base_source` is the
     base model's provenance. A full model is stored in bf16, the size of its base. A folder `plots`,
-    where the run may have left its curves, stays.
+    where the run may have left its curves, stays. Raises UserError if it can't be written all the same; it names the
+    file that then holds the trained weights.
     """
-    with whole_folder(folder, keep="plots") as draft:
-        if isinstance(model, PeftModel):
-            model.peft_config["default"].base_model_name_or_path = facts["base"]
-            model.save_pretrained(str(draft))
-            _sort_adapter_config(draft / "adapter_config.json")
-        else:
-            model.to(torch.bfloat16).save_pretrained(draft)  # type: ignore[arg-type]  # transformers' `wraps`
-        tokenizer.save_pretrained(draft)
-        write_yaml(draft / FACTS, facts)
-        write_text(draft / "README.md", _model_card(facts, base_source))
+    try:
+        with whole_folder(folder, keep="plots") as draft:
+            if isinstance(model, PeftModel):
+                model.save_pretrained(str(draft))
+            else:
+                model.to(torch.bfloat16).save_pretrained(draft)  # type: ignore[arg-type]  # transformers' `wraps`
+            _write_beside_weights(model, tokenizer, facts, base_source, draft)
+    except Exception as error:  # hours of training are in those weights
+        raise UserError(
+            f"{folder}: could not be saved ({first_line(error)}); the trained weights are in {_rescue(model, folder)}"
+        ) from error
+
+
+def _write_beside_weights(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: dict,
+    base_source: dict,
+    draft: Path,
+) -> None:
+    if isinstance(model, PeftModel):
+        config = model.peft_config["default"]
+        config.base_model_name_or_path = facts["base"]
+        config.save_pretrained(str(draft))
+        _sort_adapter_config(draft / "adapter_config.json")
+    else:
+        model.config.save_pretrained(draft)
+        model.generation_config.save_pretrained(draft)
+    tokenizer.save_pretrained(draft)
+    write_yaml(draft / FACTS, facts)
+    write_text(draft / "README.md", _model_card(facts, base_source))
+
+
+def _weights(model: PreTrainedModel | PeftModel) -> dict[str, torch.Tensor]:
+    """What was trained: an adapter's weights, or all of the model's, each once."""
+    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def _rescue(model: PreTrainedModel | PeftModel, folder: Path) -> Path:
+    """Write the trained weights alone beside `folder`, or if that can't be, to the system's temporary folder."""
+    weights = {name: weight.cpu().contiguous() for name, weight in _weights(model).items()}
+    beside = folder.with_name(f"{folder.name}.rescued.safetensors")
+    try:
+        save_file(weights, beside)
+        return beside
+    except Exception:  # whatever kept the model from being saved may keep this as well
+        elsewhere = Path(tempfile.mkdtemp(prefix="finetune-")) / beside.name
+        save_file(weights, elsewhere)
+        return elsewhere
 
 
 def read_facts(folder: Path) -> dict:

@@ -32,6 +32,7 @@ from finetune.errors import UserError
 from finetune.kernels.adamw import SplitAdamW
 from finetune.kernels.loss import mean_loss, response_loss, sequence_losses
 from finetune.kernels.packing import Batch, micro_batches, pack
+from finetune.models import probe
 from finetune.training import allocator
 
 if TYPE_CHECKING:
@@ -65,13 +66,17 @@ def train(
     settings: params.Train,
     method: params.MethodSettings,
     seed: int,
+    packed: bool,
     meter: Meter,
     log: Log,
 ) -> TrainingResult:
     """Train `model` in place on `splits['train']`, validating after each epoch on `splits['validation']`.
 
-    Raises UserError if the loss stops being a finite number.
+    Sequences go through the model several at a time only if it can be `packed`. Raises UserError if the loss stops
+    being a finite number, or if training changed no weight.
     """
+    longest = max(splits["train"]["input_ids"], key=len)
+    before = probe.outcome(model, longest)
     columns = ["input_ids", "labels"]
     log_callback = _LogCallback(meter, log)
     allocator.prepare(model, release_freed_memory=settings.release_freed_memory)
@@ -86,11 +91,16 @@ def train(
             callbacks=[log_callback],
             optimizer_cls_and_kwargs=(SplitAdamW, {"lr": method.learning_rate, "weight_decay": settings.weight_decay}),
         )
-        trainer.log_callback, trainer.tokens_per_micro_batch = log_callback, settings.tokens_per_micro_batch
+        trainer.log_callback, trainer.tokens_per_micro_batch = log_callback, settings.tokens_per_micro_batch if packed else 1
         trainer.activations = activations = Activations(model)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         held = memory_parts(model, trainer.optimizer.optimizer, activations)
+    if torch.equal(probe.outcome(model, longest), before):
+        raise UserError(
+            f"training changed nothing that the model answers: raise methods.<method>.learning_rate, which is {method.learning_rate:g}, "
+            f"or methods.<method>.epochs"
+        )
     return log_callback.result(trainer.state, held)
 
 

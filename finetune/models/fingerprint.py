@@ -1,0 +1,39 @@
+"""Which weights a base model has: an adapter fits no others, also where all shapes are the same."""
+
+import hashlib
+from pathlib import Path
+
+from finetune.errors import UserError
+
+STRIDE, SAMPLE = 2**20, 2**12
+"""Of each so many bytes so many are read: a second for the weights of a model of 14 GB, and every matrix has its share."""
+
+
+def fingerprint(folder: Path | str) -> str:
+    """A short hash of the weights' files in `folder`, the same wherever they lie."""
+    digest = hashlib.sha256()
+    for path in _weight_files(Path(folder)):
+        digest.update(str(path.stat().st_size).encode())
+        with path.open("rb") as file:
+            for start in range(0, path.stat().st_size, STRIDE):
+                file.seek(start)
+                digest.update(file.read(SAMPLE))
+    return digest.hexdigest()[:16]
+
+
+def check_base(adapter: Path, facts: dict, base: Path | str) -> None:
+    """Raise UserError if the adapter in `adapter`, made as `facts` say, belongs to weights other than those in `base`.
+
+    A folder from before fingerprints were noted is let pass.
+    """
+    noted = facts.get("base_fingerprint")
+    if noted is not None and noted != fingerprint(base):
+        raise UserError(
+            f"{adapter}: this adapter was trained over other weights (fingerprint {noted}) than those in {base} "
+            f"({fingerprint(base)}); give its own base model as --model_name, or train again"
+        )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """As transformers chooses: pickled weights only where there are no safetensors."""
+    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))

@@ -1,0 +1,92 @@
+"""Whether `lora.target_modules` and `lora.r` fit the model, and whether what they ask for would be trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from finetune import params
+from finetune.errors import UserError
+from finetune.kernels.loss import response_loss
+from finetune.kernels.packing import micro_batches, pack
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+def check_names(model: PreTrainedModel, targets: str | list[str]) -> None:
+    """Raise UserError if a name of a list of target modules is none of `model`'s, or is its head's.
+
+    peft raises only if all of them are unknown, and passes over the rest.
+    """
+    if isinstance(targets, str):
+        return
+    names = [name for name, _ in model.named_modules() if name]
+    unknown = [target for target in targets if not any(_is_called(name, target) for name in names)]
+    if unknown:
+        raise UserError(f"lora.target_modules: the model has no module {unknown[0]}; there are {_kinds(model)}")
+
+
+def check_head_and_rank(model: PeftModel, lora: params.Lora) -> None:
+    """Raise UserError if the head of `model` is adapted, or if `lora.r` is more than any adapted matrix can use."""
+    adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
+    head = model.get_output_embeddings()
+    if any(layer is head for layer in adapted.values()):
+        raise UserError(
+            "lora.target_modules: takes in the head over the vocabulary, which is never adapted here; leave it out"
+        )
+    widest = max(map(_most_rank, adapted.values()))
+    if lora.r > widest:
+        raise UserError(f"lora.r: {lora.r} is more than the rank of any adapted matrix, {widest} at most; lower it")
+
+
+def check_reached(model: PeftModel, ids: list[int]) -> None:
+    """Raise UserError if none of the adapters of one name gets a gradient from the tokens `ids`.
+
+    An expert may go without, since no token chose it; all experts may not.
+    """
+    before = model.training
+    model.eval()
+    (batch,) = micro_batches(pack([{"input_ids": ids, "labels": ids}]), len(ids))
+    response_loss(model, {key: value.to(model.device) for key, value in batch.items()}).backward()
+    reached: dict[str, bool] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kind = name.split(".lora_")[0].rsplit(".", 1)[-1]
+            reached[kind] = reached.get(kind, False) or parameter.grad is not None
+    model.zero_grad()
+    model.train(before)
+    idle = [kind for kind, has_gradient in reached.items() if not has_gradient]
+    if idle:
+        raise UserError(
+            f"lora.target_modules: an adapter on {idle[0]} would never be trained, since the model doesn't call that "
+            f"module; leave it out"
+        )
+
+
+def _most_rank(layer: BaseTunerLayer) -> int:
+    """The smaller side of the matrix that `layer` adapts, or of the largest of its matrices."""
+    return max(min(_shape(weight)) for weight in layer.get_base_layer().parameters() if len(_shape(weight)) > 1)
+
+
+def _shape(weight: nn.Parameter) -> tuple[int, ...]:
+    """The last two dimensions: experts lie one on another, and 4 bits in blocks."""
+    state = getattr(weight, "quant_state", None)
+    return tuple(weight.shape if state is None else state.shape)[-2:]
+
+
+def _is_called(name: str, target: str) -> bool:
+    """As peft compares: the whole path of a module, or its end."""
+    return name == target or name.endswith(f".{target}")
+
+
+def _kinds(model: PreTrainedModel) -> str:
+    """The names of `model`'s linear layers, each once, without the head."""
+    head = model.get_output_embeddings()
+    linear = (nn.Linear, Conv1D)
+    names = {name for name, module in model.named_modules() if isinstance(module, linear) and module is not head}
+    return ", ".join(sorted({name.rsplit(".", 1)[-1] for name in names}))
