@@ -4,7 +4,6 @@ from pathlib import Path
 
 from finetune import cli, params, places
 
-
 _ADVICE = "lower train.tokens_per_micro_batch or data.max_length, or set train.gradient_checkpointing: true"
 """What helps when a training step takes more memory than there is."""
 
@@ -63,7 +62,6 @@ def main() -> None:
     rows = splits["train"]["input_ids"][:]
     with device.enough_memory("lower data.max_length, or choose a smaller model.source"):
         probe.check_vocabulary(model, rows, tokenizer.pad_token_id)
-        probe.check(model, rows)
         packed = probe.can_be_packed(model, rows)
         check_reached(model, min(rows, key=len))
     trained, total = parameter_counts(model)

@@ -1,8 +1,9 @@
 """Base models, in 16 or 4 bits."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -28,14 +29,18 @@ def load_base(
     """
     config = read_config(folder)
     stored_in_4_bits = is_in_4_bits(folder, config)
-    bits = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quantization.type,
-        bnb_4bit_use_double_quant=quantization.double_quant,
-        bnb_4bit_compute_dtype=dtype,
-    ) if quantization and not stored_in_4_bits else None
+    bits = (
+        BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantization.type,
+            bnb_4bit_use_double_quant=quantization.double_quant,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        if quantization and not stored_in_4_bits
+        else None
+    )
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             quantization_config=bits,
@@ -49,6 +54,7 @@ def load_base(
         if is_out_of_memory(error):
             raise
         raise UserError(f"{folder}: no causal language model can be loaded: {first_line(error)}") from None
+    model, found = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     _check_complete(folder, model, found)
     keep_ends_alone(model)
     if stored_in_4_bits:
@@ -79,7 +85,8 @@ def _numberless(name: str) -> str:
 
 def _multiply_in(model: nn.Module, dtype: torch.dtype) -> None:
     """Whoever quantised the weights also noted a dtype for their products, which suited another machine."""
-    for module in model.modules():
+    modules: Iterator[Any] = model.modules()
+    for module in modules:
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if state is not None:
             state.dtype = module.compute_dtype = dtype

@@ -6,9 +6,9 @@ each goes by many. So a model is tried, as it will train, on the longest and the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     Model = PreTrainedModel | PeftModel
 
+Ids = tuple[int, ...]
+
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Difference of what the head is given, as a share of its size: rounding alone, through many layers, is less."""
 
@@ -34,38 +36,59 @@ LEAK = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 2e-3}
 
 
 def check(model: Model, rows: list[list[int]]) -> None:
-    """Raise UserError if the loss here isn't that of `model` itself, on the longest and the shortest of `rows`.
+    """Raise UserError if the loss here, of a sequence alone in its pass, isn't that of `model` itself.
 
-    `rows` are token ids. Holds for a sequence alone in its pass; `can_be_packed` tells of several.
+    `rows` are token ids, of which the longest and the shortest are tried.
     """
     with _still(model), _refusing(model):
-        _check_head(model, rows[0][:2])
         short, long = _extremes(rows)
-        for ids, advice in ((short, "choose another"), (long, "lower data.max_length, or choose another")):
-            own = head_inputs(model, input_ids=torch.tensor([ids], device=model.device))
-            off = _typical(_difference(_packed(model, [ids]), own[0]))
-            if not off < TOLERANCE[compute_dtype()]:
-                raise UserError(
-                    f"model.source: {model.config.model_type} models can't be trained here: on {len(ids)} tokens the "
-                    f"result is {off:.0%} off the model's own; {advice}"
-                )
+        _check_alone(model, {short: _own_and_head(model, short), long: _own(model, long)})
 
 
 def can_be_packed(model: Model, rows: list[list[int]]) -> bool:
-    """Whether sequences that share a pass come out as each does alone, none hearing of the one before."""
-    short, long = _extremes(rows)
-    other = [(token + 1) % len(model.get_input_embeddings().weight) for token in short]
-    with _still(model):
+    """Whether sequences that share a pass come out as each does alone in `model` itself.
+
+    If they don't, because one hears of another, each can still go through alone. Raises UserError if the loss here
+    isn't that of `model` then either.
+    """
+    with _still(model), _refusing(model):
+        short, long = _extremes(rows)
+        own = {short: _own_and_head(model, short), long: _own(model, long)}
         together = _packed(model, [long, short])
-        apart = torch.cat([_packed(model, [long]), _packed(model, [short])])
-        if not _typical(_difference(together, apart)) < TOLERANCE[compute_dtype()]:
-            return False
-        # What a convolution lets through reaches few tokens, and what is typical of all wouldn't tell.
-        after = [_packed(model, [before, short])[len(short) :] for before in (short, other)]
-        return bool(_difference(*after).max() < LEAK[compute_dtype()])
+        found = {long: together[: len(long)], short: together[len(long) :]}
+        if all(_is_near(found[ids], own[ids]) for ids in own) and not _leaks(model, short):
+            return True
+        _check_alone(model, own)
+        return False
 
 
-def outcome(model: Model, ids: list[int]) -> torch.Tensor:
+def _check_alone(model: Model, own: dict[Ids, torch.Tensor]) -> None:
+    shortest = min(own, key=len)
+    for ids, expected in own.items():
+        found = _packed(model, [ids])
+        if not _is_near(found, expected):
+            advice = "choose another" if ids == shortest else "lower data.max_length, or choose another"
+            raise UserError(
+                f"model.source: {model.config.model_type} models can't be trained here: on {len(ids)} tokens the "
+                f"result is {_typical(_difference(found, expected)):.0%} off the model's own; {advice}"
+            )
+
+
+def _is_near(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return _typical(_difference(found, expected)) < TOLERANCE[compute_dtype()]
+
+
+def _leaks(model: Model, ids: Ids) -> bool:
+    """Whether what is before `ids` in a pass changes anything behind it.
+
+    Two passes of one shape, because what a convolution lets through reaches few tokens: rounding would hide it.
+    """
+    other = tuple((token + 1) % _vocabulary(model) for token in ids)
+    after = [_packed(model, [before, ids])[len(ids) :] for before in (ids, other)]
+    return not _difference(*after).max() < LEAK[compute_dtype()]
+
+
+def outcome(model: Model, ids: Sequence[int]) -> torch.Tensor:
     """What the head is given for the tokens `ids`, (tokens, width): the same to the bit as long as nothing is trained."""
     with _still(model):
         return _packed(model, [ids])
@@ -73,7 +96,7 @@ def outcome(model: Model, ids: list[int]) -> torch.Tensor:
 
 def check_vocabulary(model: Model, rows: list[list[int]], padding: int) -> None:
     """Raise UserError if a token of `rows`, or the one that pads prompts, is none of the model's."""
-    known, highest = len(model.get_input_embeddings().weight), max(padding, *map(max, rows))
+    known, highest = _vocabulary(model), max(padding, *map(max, rows))
     if highest >= known:
         raise UserError(
             f"model.source: the tokenizer gives token {highest}, but the model has embeddings for 0 to {known - 1} only; "
@@ -81,8 +104,14 @@ def check_vocabulary(model: Model, rows: list[list[int]], padding: int) -> None:
         )
 
 
-def _extremes(rows: list[list[int]]) -> list[list[int]]:
-    return [min(rows, key=len), max(rows, key=len)]
+def _vocabulary(model: Model) -> int:
+    return len(cast(torch.Tensor, model.get_input_embeddings().weight))
+
+
+def _extremes(rows: list[list[int]]) -> tuple[Ids, Ids]:
+    """The shortest of `rows` and the longest."""
+    ordered = sorted(rows, key=len)
+    return tuple(ordered[0]), tuple(ordered[-1])
 
 
 @contextmanager
@@ -110,10 +139,10 @@ def _refusing(model: Model) -> Iterator[None]:
         ) from error
 
 
-def _packed(model: Model, rows: list[list[int]]) -> torch.Tensor:
+def _packed(model: Model, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     """What the head is given for `rows` in one pass, (tokens, width), filler left out."""
     tokens = sum(map(len, rows))
-    (batch,) = micro_batches(pack([{"input_ids": ids, "labels": ids} for ids in rows]), tokens)
+    (batch,) = micro_batches(pack([{"input_ids": list(ids), "labels": list(ids)} for ids in rows]), tokens)
     return packed_head_inputs(model, {key: value.to(model.device) for key, value in batch.items()})[0, :tokens]
 
 
@@ -131,34 +160,39 @@ def _typical(differences: torch.Tensor) -> float:
     return max(differences.median().item(), differences[-8:].median().item())
 
 
-def _check_head(model: Model, ids: list[int]) -> None:
-    """The loss multiplies by the head's weight and adds its bias: the model must do that, and nothing after it."""
+def _own(model: Model, ids: Ids) -> torch.Tensor:
+    """What the head is given for `ids` when the model has its own way with positions and mask, (tokens, width)."""
+    return head_inputs(model, input_ids=torch.tensor([ids], device=model.device))[0]
+
+
+def _own_and_head(model: Model, ids: Ids) -> torch.Tensor:
+    """`_own`; raises UserError unless the logits are the head's product, as which the loss computes them."""
     head = model.get_output_embeddings()
     if head is None or getattr(head, "weight", None) is None:
-        raise UserError(f"model.source: {model.config.model_type} models have no head over the vocabulary; choose another")
-    planted = torch.linspace(-100, 100, len(ids) * len(head.weight), dtype=head.weight.dtype, device=head.weight.device)
-    planted = planted.view(1, len(ids), -1)
+        raise UserError(
+            f"model.source: {model.config.model_type} models have no head over the vocabulary; choose another"
+        )
     given: list[torch.Tensor] = []
     made: list[torch.Tensor] = []
 
     def plant(module: nn.Module, inputs: tuple[torch.Tensor], result: torch.Tensor) -> torch.Tensor:
         given.append(inputs[0])
         made.append(result)
-        return planted
+        return torch.linspace(-100, 100, result.numel(), dtype=result.dtype, device=result.device).view_as(result)
 
     handle = head.register_forward_hook(plant)
     try:
         logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits
     finally:
         handle.remove()
-    if not torch.equal(logits.float(), planted.float()):
+    if not torch.equal(logits.float(), plant(head, (given[0],), made[0]).float()):
         raise UserError(
             f"model.source: {model.config.model_type} models change their logits after the head (a cap, a scale, "
             f"a mask), which the loss here doesn't know; choose another"
         )
-    expected = linear(given[0], head.weight.to(given[0].dtype), head.bias)
-    if len(made) != 1 or not _typical(_difference(made[0], expected).flatten()) < TOLERANCE[compute_dtype()]:
+    if not _is_near(made[0][0], linear(given[0], head.weight.to(given[0].dtype), head.bias)[0]):
         raise UserError(
             f"model.source: the head of {model.config.model_type} models isn't one matrix product, "
             f"which the loss here takes it for; choose another"
         )
+    return given[0][0]

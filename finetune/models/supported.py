@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -20,7 +20,9 @@ def read_config(folder: Path | str) -> PreTrainedConfig:
     kind = written.get("model_type")
     if kind not in CONFIG_MAPPING:
         if "auto_map" in written:
-            raise UserError(f"{folder}: this model brings Python code of its own, which is never run here; choose another")
+            raise UserError(
+                f"{folder}: this model brings Python code of its own, which is never run here; choose another"
+            )
         raise UserError(f"{folder}: config.json names the model_type {kind!r}, which transformers doesn't know")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -37,7 +39,7 @@ def first_line(error: BaseException) -> str:
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     """The class of transformers that loads a causal language model of this config; None if there is none."""
-    return AutoModelForCausalLM._model_mapping.get(type(config), None)
+    return cast("type[PreTrainedModel] | None", AutoModelForCausalLM._model_mapping.get(type(config), None))
 
 
 def is_in_4_bits(folder: Path | str, config: PreTrainedConfig) -> bool:
@@ -81,9 +83,7 @@ def _check_kind(folder: Path | str, config: PreTrainedConfig) -> None:
         raise UserError(f"{folder}: {kind} models have an encoder and a decoder; choose a causal language model")
     senses = [name for name in ("vision_config", "audio_config", "speech_config") if getattr(config, name, None)]
     if senses:
-        raise UserError(
-            f"{folder}: {kind} models read more than text ({senses[0]}); choose one for text alone"
-        )
+        raise UserError(f"{folder}: {kind} models read more than text ({senses[0]}); choose one for text alone")
     if found is None:
         raise UserError(f"{folder}: {kind} models aren't causal language models; choose one that is")
     if not found._supports_attention_backend:  # it would ignore ours, and let packed sequences see each other

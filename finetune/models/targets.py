@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -14,7 +15,6 @@ from finetune.kernels.loss import response_loss
 from finetune.kernels.packing import micro_batches, pack
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedModel
 
 
@@ -44,11 +44,13 @@ def check_head_and_rank(model: PeftModel, lora: params.Lora) -> None:
         raise UserError(f"lora.r: {lora.r} is more than the rank of any adapted matrix, {widest} at most; lower it")
 
 
-def check_reached(model: PeftModel, ids: list[int]) -> None:
+def check_reached(model: PreTrainedModel | PeftModel, ids: list[int]) -> None:
     """Raise UserError if none of the adapters of one name gets a gradient from the tokens `ids`.
 
-    An expert may go without, since no token chose it; all experts may not.
+    An expert may go without, since no token chose it; all experts may not. A model without adapters is let pass.
     """
+    if not isinstance(model, PeftModel):
+        return
     before = model.training
     model.eval()
     (batch,) = micro_batches(pack([{"input_ids": ids, "labels": ids}]), len(ids))

@@ -75,8 +75,8 @@ def train(
     Sequences go through the model several at a time only if it can be `packed`. Raises UserError if the loss stops
     being a finite number, or if training changed no weight.
     """
-    longest = max(splits["train"]["input_ids"], key=len)
-    before = probe.outcome(model, longest)
+    shortest = min(splits["train"]["input_ids"], key=len)
+    before = probe.outcome(model, shortest)
     columns = ["input_ids", "labels"]
     log_callback = _LogCallback(meter, log)
     allocator.prepare(model, release_freed_memory=settings.release_freed_memory)
@@ -91,12 +91,15 @@ def train(
             callbacks=[log_callback],
             optimizer_cls_and_kwargs=(SplitAdamW, {"lr": method.learning_rate, "weight_decay": settings.weight_decay}),
         )
-        trainer.log_callback, trainer.tokens_per_micro_batch = log_callback, settings.tokens_per_micro_batch if packed else 1
+        trainer.log_callback, trainer.tokens_per_micro_batch = (
+            log_callback,
+            settings.tokens_per_micro_batch if packed else 1,
+        )
         trainer.activations = activations = Activations(model)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         held = memory_parts(model, trainer.optimizer.optimizer, activations)
-    if torch.equal(probe.outcome(model, longest), before):
+    if torch.equal(probe.outcome(model, shortest), before):
         raise UserError(
             f"training changed nothing that the model answers: raise methods.<method>.learning_rate, which is {method.learning_rate:g}, "
             f"or methods.<method>.epochs"
