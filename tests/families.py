@@ -126,3 +126,12 @@ def save(family: str, folder: Path, **settings: object) -> Path:
     """The tiny model in a folder, without a tokenizer."""
     model(family, **settings).save_pretrained(folder)
     return folder
+
+
+def with_tokenizer(family: str, folder: Path, like: Path, **settings: object) -> Path:
+    """The tiny model in a folder, with the tokenizer of the model in `like`."""
+    from transformers import AutoTokenizer
+
+    save(family, folder, **settings)
+    AutoTokenizer.from_pretrained(like).save_pretrained(folder)
+    return folder
