@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from finetune.errors import UserError
+from finetune.models.supported import first_line, read_config
 
 
 def load(folder: Path) -> PreTrainedTokenizerBase:
@@ -13,9 +14,9 @@ def load(folder: Path) -> PreTrainedTokenizerBase:
     Raises UserError if the folder holds none, or one without an end-of-sequence token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no tokenizer there ({str(error).splitlines()[0]})") from None
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers, tokenizers and sentencepiece each say it in a class of their own
+        raise UserError(f"{folder}: no tokenizer there ({first_line(error)})") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: the tokenizer has no end-of-sequence token, so no answer could ever end")
     if tokenizer.pad_token_id is None:
@@ -24,8 +25,11 @@ def load(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def check_fits(folder: Path, max_length: int) -> None:
-    """Raise UserError if `max_length` tokens are more than the model in `folder` has positions for."""
-    positions = getattr(AutoConfig.from_pretrained(folder, local_files_only=True), "max_position_embeddings", None)
+    """Raise UserError if `max_length` tokens are more than the model in `folder` has positions for.
+
+    Nor can a model be trained that `supported.read_config` refuses.
+    """
+    positions = getattr(read_config(folder), "max_position_embeddings", None)
     if positions and max_length > positions:
         raise UserError(
             f"data.max_length: {max_length} tokens are more than the model's {positions} positions; lower it"
