@@ -21,8 +21,8 @@ def main() -> None:
     from finetune.sources.provenance import provenance
 
     base = base_folder(args.model_name)
-    tokenizer = tokenizers.load(base)
     tokenizers.check_fits(base, p.data.max_length)
+    tokenizer = tokenizers.load(base)
     good, dropped = records.read_records(raw, p.data.on_bad_record)
     rows, too_long = dataset.sample(
         good,

@@ -1,7 +1,8 @@
 """Base models, in 16 or 4 bits."""
 
+import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,10 +50,15 @@ def load_base(
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told of by name in `_check_complete`
         )
     except Exception as error:  # safetensors, pickle and transformers each say it in a class of their own
         if is_out_of_memory(error):
             raise
+        if isinstance(error, pickle.UnpicklingError):
+            raise UserError(
+                f"{folder}: the .bin file holds Python code beside weights, or is cut short; fetch it again"
+            ) from None
         raise UserError(f"{folder}: no causal language model can be loaded: {first_line(error)}") from None
     model, found = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     _check_complete(folder, model, found)
@@ -64,6 +70,12 @@ def load_base(
 
 def _check_complete(folder: Path | str, model: PreTrainedModel, found: dict[str, Any]) -> None:
     """transformers draws weights that aren't in the file at random, and passes over those that it has no place for."""
+    mismatched = sorted(found["mismatched_keys"])
+    if mismatched:
+        name, stored, wanted = mismatched[0]
+        raise UserError(
+            f"{folder}: {name} is {_by(stored)} in the file, and by config.json {_by(wanted)}; fetch both from one place"
+        )
     missing = sorted(found["missing_keys"])
     if missing:
         raise UserError(
@@ -76,6 +88,10 @@ def _check_complete(folder: Path | str, model: PreTrainedModel, found: dict[str,
             f"{folder}: the files hold {len(left)} weights more than config.json tells of ({left[0]}, …); "
             f"fetch both from one place"
         )
+
+
+def _by(shape: Iterable[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _numberless(name: str) -> str:

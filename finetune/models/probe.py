@@ -149,7 +149,7 @@ def _packed(model: Model, rows: Sequence[Sequence[int]]) -> torch.Tensor:
 def _difference(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """Length of the difference as a share of the expected length, of each token."""
     found, expected = found.float(), expected.float()
-    return (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+    return (found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-30)
 
 
 def _typical(differences: torch.Tensor) -> float:
@@ -185,6 +185,10 @@ def _own_and_head(model: Model, ids: Ids) -> torch.Tensor:
         logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits
     finally:
         handle.remove()
+    if not given[0].isfinite().all():
+        raise UserError(
+            f"model.source: on {len(ids)} tokens the model's result is no finite number; its weights are damaged"
+        )
     if not torch.equal(logits.float(), plant(head, (given[0],), made[0]).float()):
         raise UserError(
             f"model.source: {model.config.model_type} models change their logits after the head (a cap, a scale, "

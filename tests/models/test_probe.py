@@ -12,7 +12,20 @@ from finetune.kernels.packing import micro_batches, pack
 from finetune.models import probe
 from finetune.models.base import load_base
 
-PACK = ["llama", "gpt2", "qwen2", "qwen3", "mistral", "phi3", "olmo2", "opt", "gpt_neox", "mixtral", "qwen3_moe", "ctrl"]
+PACK = [
+    "llama",
+    "gpt2",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "phi3",
+    "olmo2",
+    "opt",
+    "gpt_neox",
+    "mixtral",
+    "qwen3_moe",
+    "ctrl",
+]
 ALONE = ["lfm2", "granitemoehybrid", "minimax"]
 REFUSED = {
     "bloom": "attention of their own",
@@ -125,7 +138,7 @@ def test_a_window_that_no_argument_tells_of_is_seen(tiny_models, monkeypatch):
         return torch.cat([own(model, ids)[:-8], own(model, ids[-8:])])
 
     monkeypatch.setattr(probe, "_own", windowed)
-    with pytest.raises(UserError, match="on 200 tokens .* lower data.max_length"):
+    with pytest.raises(UserError, match=r"on 200 tokens .* lower data.max_length"):
         probe.check(model, [list(range(1, 201)), [3, 4, 5]])
 
 
