@@ -1,6 +1,5 @@
 """What each method makes of a base model: adapters over frozen weights, or every parameter trained."""
 
-import re
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from finetune.methods import METHODS, Method
 from finetune.models.base import copy_from_file, load_base
 from finetune.models.ends import add_end_tokens
 from finetune.models.fingerprint import check_base
-from finetune.models.supported import first_line, is_in_4_bits, read_config
+from finetune.models.supported import first_line, form_in_4_bits, read_config
 from finetune.models.targets import check_head_and_rank, check_names
 
 
@@ -30,11 +29,15 @@ def trainable(
     weights `SplitAdamW` keeps the rest. fp16 weights can't be kept so; they are trained as fp32.
     Raises UserError if the model can't be loaded, or `lora.target_modules` fits none of its layers.
     """
-    stored_in_4_bits = is_in_4_bits(folder, read_config(folder))
-    if stored_in_4_bits and not method.quantized:
+    stored = form_in_4_bits(folder, read_config(folder))
+    if stored and not method.quantized:
         raise UserError(
             f"method: {method.name} trains 16-bit weights, and those in {folder} are in 4 bits already; choose qlora, "
             f"or the model's 16-bit weights"
+        )
+    if stored:
+        print(
+            f"{folder}: is in 4 bits already ({stored}), and stays so; quantization.type and double_quant don't count"
         )
     if method.adapters:
         return _adapted(folder, method, lora, quantization)
@@ -60,7 +63,7 @@ def _adapted(folder: Path, method: Method, lora: params.Lora, quantization: para
     check_names(base, lora.target_modules)
     try:
         model = get_peft_model(base, config)
-    except (ValueError, TypeError, AttributeError, re.error) as error:  # as peft happens to find out
+    except (ValueError, TypeError, AttributeError) as error:  # as peft happens to find out
         raise UserError(f"lora.target_modules: {first_line(error)}") from None
     check_head_and_rank(model, lora)
     copy_from_file(base)

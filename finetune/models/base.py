@@ -15,7 +15,7 @@ from finetune.device import device, is_out_of_memory
 from finetune.errors import UserError
 from finetune.kernels.attention import ATTENTION_NAME
 from finetune.models.ends import keep_ends_alone
-from finetune.models.supported import first_line, is_in_4_bits, read_config
+from finetune.models.supported import first_line, form_in_4_bits, read_config
 
 
 def load_base(
@@ -29,7 +29,7 @@ def load_base(
     or not all there.
     """
     config = read_config(folder)
-    stored_in_4_bits = is_in_4_bits(folder, config)
+    stored_in_4_bits = form_in_4_bits(folder, config)
     bits = (
         BitsAndBytesConfig(
             load_in_4bit=True,

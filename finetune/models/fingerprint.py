@@ -1,21 +1,25 @@
 """Which weights a base model has: an adapter fits no others, also where all shapes are the same."""
 
 import hashlib
+import math
 from pathlib import Path
 
 from finetune.errors import UserError
 
-STRIDE, SAMPLE = 2**20, 2**12
-"""Of each so many bytes so many are read: a second for the weights of a model of 14 GB, and every matrix has its share."""
+SAMPLE = 2**12
+READ_AT_MOST = 2**30
+"""Bytes: of larger files a sample in every so many, a second or two instead of minutes; every matrix has its share."""
 
 
 def fingerprint(folder: Path | str) -> str:
     """A short hash of the weights' files in `folder`, the same wherever they lie."""
     digest = hashlib.sha256()
-    for path in _weight_files(Path(folder)):
+    files = _weight_files(Path(folder))
+    stride = SAMPLE * math.ceil(sum(path.stat().st_size for path in files) / READ_AT_MOST)
+    for path in files:
         digest.update(str(path.stat().st_size).encode())
         with path.open("rb") as file:
-            for start in range(0, path.stat().st_size, STRIDE):
+            for start in range(0, path.stat().st_size, stride):
                 file.seek(start)
                 digest.update(file.read(SAMPLE))
     return digest.hexdigest()[:16]

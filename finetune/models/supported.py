@@ -42,17 +42,17 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     return cast("type[PreTrainedModel] | None", AutoModelForCausalLM._model_mapping.get(type(config), None))
 
 
-def is_in_4_bits(folder: Path | str, config: PreTrainedConfig) -> bool:
-    """Whether the weights in `folder` are stored in bitsandbytes' 4 bits.
+def form_in_4_bits(folder: Path | str, config: PreTrainedConfig) -> str | None:
+    """'nf4' or 'fp4' if the weights in `folder` are stored so by bitsandbytes, None if they are plain numbers.
 
     Raises UserError if they are stored in any other form than that and plain numbers.
     """
     stored = getattr(config, "quantization_config", None)
     if stored is None:
-        return False
+        return None
     stored = stored if isinstance(stored, dict) else stored.to_dict()
     if stored.get("quant_method", "bitsandbytes") == "bitsandbytes" and stored.get("load_in_4bit"):
-        return True
+        return str(stored.get("bnb_4bit_quant_type", "fp4"))
     form = "bitsandbytes 8-bit" if stored.get("load_in_8bit") else stored.get("quant_method", "an unknown form")
     raise UserError(
         f"{folder}: the weights are quantised already ({form}), which can't be trained here; choose the model's "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from peft import PeftModel
@@ -18,17 +19,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def check_names(model: PreTrainedModel, targets: str | list[str]) -> None:
-    """Raise UserError if a name of a list of target modules is none of `model`'s, or is its head's.
+ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)
+"""Modules that adapters are put on here."""
 
-    peft raises only if all of them are unknown, and passes over the rest.
+
+def check_names(model: PreTrainedModel, targets: str | list[str]) -> None:
+    """Raise UserError if a name or pattern of `targets` fits no module of `model`, or one that has no matrix.
+
+    peft raises only if none of them fits, and passes over the rest.
     """
-    if isinstance(targets, str):
+    if targets == "all-linear":
         return
-    names = [name for name, _ in model.named_modules() if name]
-    unknown = [target for target in targets if not any(_is_called(name, target) for name in names)]
-    if unknown:
-        raise UserError(f"lora.target_modules: the model has no module {unknown[0]}; there are {_kinds(model)}")
+    for target in [targets] if isinstance(targets, str) else targets:
+        modules = [(name, module) for name, module in model.named_modules() if name]
+        meant = [module for name, module in modules if _is_meant(name, target, isinstance(targets, str))]
+        if not meant:
+            raise UserError(f"lora.target_modules: the model has no module {target!r}; there are {_kinds(model)}")
+        odd = [type(module).__name__ for module in meant if not isinstance(module, ADAPTABLE)]
+        if odd:
+            raise UserError(
+                f"lora.target_modules: {target!r} is a {odd[0]}, which has no matrix of its own to adapt; there are "
+                f"{_kinds(model)}"
+            )
 
 
 def check_head_and_rank(model: PeftModel, lora: params.Lora) -> None:
@@ -81,14 +93,20 @@ def _shape(weight: nn.Parameter) -> tuple[int, ...]:
     return tuple(weight.shape if state is None else state.shape)[-2:]
 
 
-def _is_called(name: str, target: str) -> bool:
-    """As peft compares: the whole path of a module, or its end."""
-    return name == target or name.endswith(f".{target}")
+def _is_meant(name: str, target: str, is_pattern: bool) -> bool:
+    """As peft compares: text as a pattern of the whole path; an entry of a list as the path, or its end."""
+    if not is_pattern:
+        return name == target or name.endswith(f".{target}")
+    try:
+        return re.fullmatch(target, name) is not None
+    except re.error as error:
+        raise UserError(f"lora.target_modules: {target!r} is no regular expression ({error})") from None
 
 
 def _kinds(model: PreTrainedModel) -> str:
     """The names of `model`'s linear layers, each once, without the head."""
     head = model.get_output_embeddings()
-    linear = (nn.Linear, Conv1D)
-    names = {name for name, module in model.named_modules() if isinstance(module, linear) and module is not head}
+    names = {
+        name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D)) and module is not head
+    }
     return ", ".join(sorted({name.rsplit(".", 1)[-1] for name in names}))
