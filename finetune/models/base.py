@@ -30,21 +30,13 @@ def load_base(
     """
     config = read_config(folder)
     stored_in_4_bits = form_in_4_bits(folder, config)
-    bits = (
-        BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=quantization.type,
-            bnb_4bit_use_double_quant=quantization.double_quant,
-            bnb_4bit_compute_dtype=dtype,
-        )
-        if quantization and not stored_in_4_bits
-        else None
-    )
+    # Left out, not None: that would say that weights stored in 4 bits are plain.
+    bits = {"quantization_config": _in_4_bits(quantization, dtype)} if quantization and not stored_in_4_bits else {}
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            quantization_config=bits,
+            **bits,
             device_map={"": device()},
             attn_implementation=ATTENTION_NAME,
             local_files_only=True,
@@ -66,6 +58,15 @@ def load_base(
     if stored_in_4_bits:
         _multiply_in(model, dtype)
     return model
+
+
+def _in_4_bits(quantization: params.Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.type,
+        bnb_4bit_use_double_quant=quantization.double_quant,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def _check_complete(folder: Path | str, model: PreTrainedModel, found: dict[str, Any]) -> None:
@@ -100,12 +101,15 @@ def _numberless(name: str) -> str:
 
 
 def _multiply_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Whoever quantised the weights also noted a dtype for their products, which suited another machine."""
+    """Whoever quantised the weights also noted dtypes, which suited another machine."""
     modules: Iterator[Any] = model.modules()
     for module in modules:
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if state is not None:
             state.dtype = module.compute_dtype = dtype
+    for parameter in model.parameters():
+        if parameter.is_floating_point():  # those in 4 bits are bytes
+            parameter.data = parameter.data.to(dtype)
 
 
 def copy_from_file(model: nn.Module) -> None:

@@ -114,13 +114,18 @@ def _extremes(rows: list[list[int]]) -> tuple[Ids, Ids]:
     return tuple(ordered[0]), tuple(ordered[-1])
 
 
+def in_training_precision(model: Model) -> torch.autocast:
+    """The autocast under which Trainer runs `model`."""
+    dtype = compute_dtype()
+    return torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
 @contextmanager
 def _still(model: Model) -> Iterator[None]:
     """No dropout, no gradients, and the precision of training."""
     before = model.training
     model.eval()
-    dtype = compute_dtype()
-    with torch.no_grad(), torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
+    with torch.no_grad(), in_training_precision(model):
         yield
     model.train(before)
 

@@ -2,8 +2,8 @@
 
 import json
 import shutil
-import tempfile
 from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
 
 import torch
 from peft import PeftModel
@@ -30,7 +30,7 @@ def check_can_be_saved(
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as draft:
+        with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as draft:
             _write_beside_weights(model, tokenizer, facts, base_source, Path(draft))
         free = shutil.disk_usage(folder.parent).free
     except OSError as error:
@@ -105,7 +105,7 @@ def _rescue(model: PreTrainedModel | PeftModel, folder: Path) -> Path:
         save_file(weights, beside)
         return beside
     except Exception:  # whatever kept the model from being saved may keep this as well
-        elsewhere = Path(tempfile.mkdtemp(prefix="finetune-")) / beside.name
+        elsewhere = Path(mkdtemp(prefix="finetune-")) / beside.name
         save_file(weights, elsewhere)
         return elsewhere
 

@@ -14,6 +14,7 @@ from finetune import params
 from finetune.errors import UserError
 from finetune.kernels.loss import response_loss
 from finetune.kernels.packing import micro_batches, pack
+from finetune.models.probe import in_training_precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,7 +67,9 @@ def check_reached(model: PreTrainedModel | PeftModel, ids: list[int]) -> None:
     before = model.training
     model.eval()
     (batch,) = micro_batches(pack([{"input_ids": ids, "labels": ids}]), len(ids))
-    response_loss(model, {key: value.to(model.device) for key, value in batch.items()}).backward()
+    with in_training_precision(model):
+        loss = response_loss(model, {key: value.to(model.device) for key, value in batch.items()})
+    loss.backward()
     reached: dict[str, bool] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -1,5 +1,62 @@
 """Mistakes with devices."""
 
-from faults import Fault
+from collections.abc import Callable
+from unittest import mock
 
-FAULTS: list[Fault] = []
+import torch
+from helpers import stage
+
+from faults import Bench, Fault
+from finetune.models import base, probe
+from finetune.training import trainer
+
+CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: 12 bytes")
+"""As torch says it."""
+
+PLACES = {
+    "loading": (base.AutoModelForCausalLM, "from_pretrained"),
+    "looking at the model": (probe, "_own"),
+    "training": (trainer, "response_loss"),
+    "validating": (trainer, "sequence_losses"),
+}
+
+
+def _out_of_memory(place: str, error: Exception, command: str) -> Callable[[Bench], str]:
+    owner, name = PLACES[place]
+
+    def cause(bench: Bench) -> str:
+        model = bench.models["llama"]
+        stage("prepare", "--model_name", model)
+        arguments = ["--base"] if command == "eval" else ["--method", "lora"]
+        with mock.patch.object(owner, name, side_effect=error):
+            return bench.refused(command, "--model_name", model, *arguments)
+
+    return cause
+
+
+def short(place: str, error: Exception, advice: str, command: str = "train") -> Fault:
+    """Memory that runs out at a place: a stand-in, for no test may take a machine's last byte."""
+    kind = {MemoryError: "Python's", RuntimeError: "the CPU allocator's"}.get(type(error), "CUDA's")
+    return Fault(
+        "devices",
+        f"{command}: memory runs out while {place} ({kind} error)",
+        f"the memory of … isn't enough: {advice}",
+        _out_of_memory(place, error, command),
+    )
+
+
+LOADING = "choose a smaller model.source, or method qlora"
+LOOKING = "lower data.max_length, or choose a smaller model.source"
+TRAINING = "lower train.tokens_per_micro_batch or data.max_length, or set train.gradient_checkpointing: true"
+SCORING = "lower eval.decode_batch_size or eval.max_new_tokens, or choose a smaller model"
+
+FAULTS: list[Fault] = [
+    *(
+        short(place, error, advice)
+        for place, advice in (("loading", LOADING), ("looking at the model", LOOKING), ("training", TRAINING))
+        for error in (MemoryError(), CPU, torch.OutOfMemoryError("CUDA out of memory."))
+    ),
+    short("validating", CPU, TRAINING),
+    short("loading", CPU, SCORING, "eval"),
+    short("looking at the model", MemoryError(), SCORING, "eval"),
+]
