@@ -15,7 +15,7 @@ def fingerprint(folder: Path | str) -> str:
     """A short hash of the weights' files in `folder`, the same wherever they lie."""
     digest = hashlib.sha256()
     files = _weight_files(Path(folder))
-    stride = SAMPLE * math.ceil(sum(path.stat().st_size for path in files) / READ_AT_MOST)
+    stride = SAMPLE * max(1, math.ceil(sum(path.stat().st_size for path in files) / READ_AT_MOST))
     for path in files:
         digest.update(str(path.stat().st_size).encode())
         with path.open("rb") as file:
