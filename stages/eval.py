@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,11 +52,14 @@ def main() -> None:
     splits, prepared_facts = prepared.load(Path(args.dataset or places.PREPARED), tokenizer)
     test = splits["test"]
     add_end_tokens(model, prepared_facts.get("end_tokens") or [])
+    references = list(test["reference"])
+    at_best = scoring.score(references, references, p.eval.tokenize)
 
     with device.enough_memory(_ADVICE):
         probe.check_vocabulary(model, test["input_ids"][:], tokenizer.pad_token_id)
         probe.check(model, test["input_ids"][:])
         losses = sequence_losses(model, test)
+        scoring.check_losses(test, losses)
         answers = generate(
             model,
             tokenizer,
@@ -66,10 +68,11 @@ def main() -> None:
             max_new_tokens=p.eval.max_new_tokens,
             progress=lambda done: print(f"answered {done} of {len(test)} test prompts", flush=True),
         )
-    scores = scoring.score(answers, test["reference"])
-    test_loss = mean_loss(losses)
+    # Before the scores of the whole, so that answers which took hours are kept whatever comes after them.
+    files.write_jsonl(out.folder / f"{answers_name}.jsonl", scoring.beside(test, answers, losses, p.eval.tokenize))
 
-    files.write_jsonl(out.folder / f"{answers_name}.jsonl", scoring.beside(test, answers, losses))
+    scores = scoring.score(answers, references, p.eval.tokenize)
+    test_loss = mean_loss(losses)
     report = {
         "bleu": round(scores["bleu"], 2),
         "rouge_l": round(scores["rougeL"], 2),
@@ -78,9 +81,12 @@ def main() -> None:
     facts_beside = {
         "rouge_1": round(scores["rouge1"], 2),
         "rouge_2": round(scores["rouge2"], 2),
-        "perplexity": round(math.exp(test_loss), 3),
+        "perplexity": scoring.perplexity(test_loss),
         "bleu_signature": scores["bleu_signature"],
         "rouge_signature": scores["rouge_signature"],
+        "bleu_at_best": round(at_best["bleu"], 2),
+        "rouge_l_at_best": round(at_best["rougeL"], 2),
+        "empty_answers": answers.count(""),
     }
     files.write_json(out.metrics / f"{metrics_name}.json", report)
     files.write_json(out.metrics / f"{metrics_name}.facts.json", facts_beside)

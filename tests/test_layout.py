@@ -16,12 +16,12 @@ ORDER = [
     "experiments",
     "figures",
     "data",
-    "comparison",
     "kernels",
     "models",
     "training",
     "tracking",
     "evaluation",
+    "comparison",
     "commands",
 ]
 """Folders of the library; one may import those before it, and itself."""

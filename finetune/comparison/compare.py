@@ -23,19 +23,23 @@ def compare(contenders: list[Contender]) -> dict:
     """Everything that tables, charts and verdict say of the contenders, as JSON data."""
     runs = [run for contender in contenders for run in contender.runs]
     drawn = significance.resamples(len(runs[0].answers))
-    answers = {"base": [significance.answers(runs[0].base_answers)]}
-    answers |= {c.label: [significance.answers(run.answers) for run in c.runs] for c in contenders}
-    scores = {label: significance.scores(own, drawn) for label, own in answers.items()}
     first, reference = runs[0].metrics, _reference(contenders)
+    signature = first["eval.facts"]["bleu_signature"]
+    answers = {"base": [significance.answers(runs[0].base_answers, signature)]}
+    answers |= {c.label: [significance.answers(run.answers, signature) for run in c.runs] for c in contenders}
+    scores = {label: significance.scores(own, drawn) for label, own in answers.items()}
+    examples = len(runs[0].answers)
     return {
         "base": {"scores": _estimates(answers["base"], scores["base"])},
         "contenders": {c.label: _contender(c, _estimates(answers[c.label], scores[c.label])) for c in contenders},
-        "differences": [_difference(a, b, scores) for a, b in _pairs(list(scores))],
+        "differences": [_difference(a, b, scores, examples) for a, b in _pairs(list(scores))],
         "reference": reference,
-        "share_of_gain": _share_of_gain(reference, scores) if reference else {},
+        "share_of_gain": _share_of_gain(reference, scores)
+        if reference and examples >= significance.FEW_EXAMPLES
+        else {},
         "flags": flags(contenders),
         "training_examples": first["data"]["train_records"],
-        "test_examples": len(runs[0].answers),
+        "test_examples": examples,
         "resamples": significance.RESAMPLES,
         "commits": sorted({run.commit for run in runs}),
         "data": sorted({run.prepared for run in runs}),
@@ -78,11 +82,13 @@ def _pairs(labels: list[str]) -> list[tuple[str, str]]:
     return [(label, base) for label in others] + list(combinations(others, 2))
 
 
-def _difference(first: str, second: str, scores: dict[str, Scores]) -> dict:
+def _difference(first: str, second: str, scores: dict[str, Scores], examples: int) -> dict:
     estimates = {}
     for score in SCORES:
         differences = scores[first][score] - scores[second][score]
-        estimates[score] = asdict(significance.estimate(differences)) | {"p": significance.p_value(differences)}
+        estimates[score] = asdict(significance.estimate(differences)) | {
+            "p": significance.p_value(differences, examples)
+        }
     return {"first": first, "second": second, "scores": estimates}
 
 
@@ -101,6 +107,7 @@ def _share_of_gain(reference: str, scores: dict[str, Scores]) -> dict[str, dict]
             continue
         for label, own in scores.items():
             if label not in ("base", reference):
-                share = (own[score] - scores["base"][score]) / gain
+                with numpy.errstate(divide="ignore", invalid="ignore"):
+                    share = (own[score] - scores["base"][score]) / gain
                 shares.setdefault(label, {})[score] = asdict(significance.estimate(share))
     return shares

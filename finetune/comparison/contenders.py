@@ -1,8 +1,11 @@
 """Runs that differ in nothing but the seed are one contender; which contenders can be compared, and what to flag."""
 
+import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from finetune.comparison.significance import FEW_EXAMPLES
 from finetune.errors import UserError
 from finetune.experiments.runs import Run
 from finetune.methods import METHODS
@@ -46,12 +49,44 @@ def _check_comparable(runs: list[Run]) -> None:
                 f"{run.name} and {first.name} were scored on different test sets; "
                 f"compare runs of the same data source, size, shares, template and data.seed"
             )
+        _check_same_measure(run, first)
+        _check_losses(run)
         if run.params["model"] != first.params["model"]:
             raise UserError(f"{run.name} and {first.name} start from different base models; compare runs of the same")
         key = (run.seed, repr(sorted(run.settings.items())))
         if key in seen:
             raise UserError(f"{run.name} and {seen[key]} have the same settings and seed; name one of them")
         seen[key] = run.name
+
+
+def _check_same_measure(run: Run, first: Run) -> None:
+    """That both runs' answers were made and scored alike."""
+    if _unversioned(run) != _unversioned(first):
+        raise UserError(
+            f"{run.name} and {first.name} were scored by unlike metrics ({_signatures(run)}; {_signatures(first)}); "
+            f"give them the same eval.tokenize and run their eval again"
+        )
+    longest, of_first = (one.settings.get("eval.max_new_tokens") for one in (run, first))
+    if longest != of_first:
+        raise UserError(
+            f"{run.name} and {first.name} answered in at most {longest} and {of_first} tokens; "
+            f"compare runs of the same eval.max_new_tokens"
+        )
+
+
+def _signatures(run: Run) -> str:
+    return " and ".join(run.metrics["eval.facts"][key] for key in ("bleu_signature", "rouge_signature"))
+
+
+def _unversioned(run: Run) -> str:
+    """How the scores were made, whatever releases made them: unlike releases are flagged, not refused."""
+    return re.sub(r"\b(version|rouge-score):[^| ]+", r"\1", _signatures(run))
+
+
+def _check_losses(run: Run) -> None:
+    for row in (*run.answers, *run.base_answers):
+        if not math.isfinite(row["nats"]):
+            raise UserError(f"{run.name}: the loss of test record {row['record']} is {row['nats']}; run it again")
 
 
 def _test_set(run: Run) -> list[tuple[str, str]]:
@@ -69,8 +104,14 @@ def flags(contenders: list[Contender]) -> list[str]:
             lambda run: run.metrics["train.facts"]["hardware"],
         ),
         _unlike(runs, "ran on different versions", lambda run: run.metrics["train.facts"]["versions"]),
+        _unlike(runs, "were scored by different versions", _signatures),
         _unlike(runs, "started from different commits", lambda run: run.commit),
     ]
+    if len(runs[0].answers) < FEW_EXAMPLES:
+        sentences.append(
+            f"Only {len(runs[0].answers)} test examples: intervals and p are not to be believed below {FEW_EXAMPLES}; "
+            f"raise data.size or data.test."
+        )
     if any(_base_predictions(run) != _base_predictions(runs[0]) for run in runs):
         sentences.append("The base model's answers differ between the runs; those of the first run are shown.")
     if len({tuple(run.seed for run in contender.runs) for contender in contenders}) > 1:

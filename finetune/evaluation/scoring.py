@@ -1,70 +1,125 @@
-"""BLEU and ROUGE as `evaluate` metrics that need no hub. Scores run from 0 to 100."""
+"""BLEU and ROUGE as `evaluate` metrics that need no hub and write no file. Scores run from 0 to 100."""
 
+from __future__ import annotations
+
+import math
 from collections.abc import Iterable
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import datasets
 import evaluate
 import sacrebleu
-from rouge_score import rouge_scorer
+from rouge_score import rouge_scorer, tokenizers
 
-from finetune.kernels.loss import SequenceLoss
+from finetune.errors import UserError
+from finetune.evaluation import bleu
+from finetune.evaluation.tokenisation import choose, normalised, words
 
-_FEATURES = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
+if TYPE_CHECKING:
+    from finetune.kernels.loss import SequenceLoss
 
 
-class Bleu(evaluate.Metric):
-    """Corpus BLEU (Papineni et al. 2002) by sacreBLEU (Post 2018), with its signature."""
+class _InMemory(evaluate.Metric):
+    """A metric of texts that leaves the disk alone: answers may have taken hours, and a cache may not be writable."""
+
+    def __init__(self) -> None:
+        super().__init__(keep_in_memory=True)
+
+    def _build_data_dir(self) -> str:
+        # evaluate makes this folder, in the user's home, even for a metric that is kept in memory.
+        return ""
 
     def _info(self) -> evaluate.MetricInfo:
+        texts = {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
         return evaluate.MetricInfo(
-            description=self.__doc__, citation="", inputs_description="one reference each", features=_FEATURES
+            description=self.__doc__,
+            citation="",
+            inputs_description="one reference each",
+            features=datasets.Features(texts),
         )
 
+
+class Bleu(_InMemory):
+    """Corpus BLEU (Papineni et al. 2002) by sacreBLEU (Post 2018), with its signature."""
+
+    def __init__(self, metric: sacrebleu.BLEU | None = None) -> None:
+        self.metric = metric or sacrebleu.BLEU()
+        super().__init__()
+
     def _compute(self, predictions: list[str], references: list[str]) -> dict:
-        metric = sacrebleu.BLEU()
-        score = metric.corpus_score(predictions, [references]).score
-        return {"bleu": score, "bleu_signature": str(metric.get_signature())}
+        score = bleu.corpus(self.metric, predictions, references).score
+        return {"bleu": score, "bleu_signature": str(self.metric.get_signature())}
 
 
-class Rouge(evaluate.Metric):
+class Rouge(_InMemory):
     """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004) by rouge-score, without stemming."""
 
     NAMES = ("rouge1", "rouge2", "rougeL")
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=self.__doc__, citation="", inputs_description="one reference each", features=_FEATURES
-        )
+    def __init__(self, *, any_script: bool = False) -> None:
+        self.signature = f"rouge-score:{version('rouge-score')}|f1|stem:no" + ("|tok:unicode" if any_script else "")
+        tokenizer = _AnyScript() if any_script else None
+        self.scorer = rouge_scorer.RougeScorer(self.NAMES, use_stemmer=False, tokenizer=tokenizer)
+        super().__init__()
+
+    def each(self, reference: str, prediction: str) -> dict[str, float]:
+        """F1 of each of `NAMES` for one pair, 0 to 100."""
+        scores = self.scorer.score(normalised(reference), normalised(prediction))
+        return {name: 100 * score.fmeasure for name, score in scores.items()}
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict:
-        each = [rouge_each(*pair) for pair in zip(references, predictions, strict=True)]
+        each = [self.each(*pair) for pair in zip(references, predictions, strict=True)]
         means = {name: sum(scores[name] for scores in each) / len(each) for name in self.NAMES}
-        return means | {"rouge_signature": f"rouge-score:{version('rouge-score')}|f1|stem:no"}
+        return means | {"rouge_signature": self.signature}
 
 
-_SCORER = rouge_scorer.RougeScorer(Rouge.NAMES, use_stemmer=False)
+class _AnyScript(tokenizers.Tokenizer):
+    """rouge-score's face of `words`."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
 
 
-def rouge_each(reference: str, prediction: str) -> dict[str, float]:
-    """F1 of each of `Rouge.NAMES` for one pair, 0 to 100."""
-    return {name: 100 * score.fmeasure for name, score in _SCORER.score(reference, prediction).items()}
+def score(predictions: list[str], references: list[str], tokenize: str = "auto") -> dict:
+    """BLEU, ROUGE-1, ROUGE-2 and ROUGE-L over all pairs, with the signatures that say how they were made.
+
+    `tokenize` is `eval.tokenize`. Raises UserError if that can't run here.
+    """
+    chosen = choose(tokenize, references)
+    metrics = [Bleu(bleu.for_references(chosen.bleu, references)), Rouge(any_script=chosen.any_script)]
+    return evaluate.combine(metrics).compute(predictions=predictions, references=references)
 
 
-def score(predictions: list[str], references: list[str]) -> dict:
-    """BLEU, ROUGE-1, ROUGE-2 and ROUGE-L over all pairs, with the signatures that say how they were made."""
-    return evaluate.combine([Bleu(), Rouge()]).compute(predictions=predictions, references=references)
+def check_losses(rows: Iterable[dict], losses: list[SequenceLoss]) -> None:
+    """Raise UserError if a loss isn't a finite number: every score of such a model would be noise."""
+    for row, loss in zip(rows, losses, strict=True):
+        if not math.isfinite(loss.nats):
+            raise UserError(
+                f"the model's loss on test record {row['record']} is {loss.nats}: its weights are no numbers any more, "
+                f"or its sums overflow; train again with a lower methods.….learning_rate, or take another base model"
+            )
 
 
-def beside(rows: Iterable[dict], answers: list[str], losses: list[SequenceLoss]) -> list[dict]:
+def perplexity(loss: float) -> float | None:
+    """e to the `loss` (nats per token), to three digits; None where that is more than a float holds."""
+    try:
+        return round(math.exp(loss), 3)
+    except OverflowError:
+        return None
+
+
+def beside(rows: Iterable[dict], answers: list[str], losses: list[SequenceLoss], tokenize: str = "auto") -> list[dict]:
     """Each answer beside its prompt and reference, with its own ROUGE-L and the reference's loss."""
+    rows = list(rows)
+    rouge = Rouge(any_script=choose(tokenize, [row["reference"] for row in rows]).any_script)
     return [
         {
             "record": row["record"],
             "prompt": row["prompt"],
             "reference": row["reference"],
             "prediction": answer,
-            "rouge_l": round(rouge_each(row["reference"], answer)["rougeL"], 2),
+            "rouge_l": round(rouge.each(row["reference"], answer)["rougeL"], 2),
             "nats": round(loss.nats, 4),
             "tokens": loss.tokens,
         }

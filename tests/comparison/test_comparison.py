@@ -21,6 +21,10 @@ from finetune.methods import METHODS
 
 REFERENCES = [f"The answer to question {n} is that {n} ships sail from the old harbour to town {n}." for n in range(40)]
 PROMPTS = [{"record": n, "prompt": f"Question {n}?", "reference": text} for n, text in enumerate(REFERENCES)]
+SIGNATURES = {
+    "bleu_signature": "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0",
+    "rouge_signature": "rouge-score:0.1.2|f1|stem:no",
+}
 SETTINGS = {name: {"learning_rate": 1e-3, "epochs": 1} for name in METHODS}
 
 
@@ -43,7 +47,7 @@ def run(method: str, seed: int = 1, words: int = 8, nats: float = 1.5, cost: flo
         "train": train,
         "eval": {},
         "train.facts": {"hardware": "one machine", "versions": "torch 1"},
-        "eval.facts": {"bleu_signature": "b", "rouge_signature": "r"},
+        "eval.facts": SIGNATURES,
     }
     curve = pandas.DataFrame({"step": [1, 2], "loss": [3.0, 2.0], "seconds": [1.0, 2.0], "tokens": [10, 20]})
     made = Run(
