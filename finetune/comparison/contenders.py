@@ -107,6 +107,7 @@ def flags(contenders: list[Contender]) -> list[str]:
         _unlike(runs, "were scored by different versions", _signatures),
         _unlike(runs, "started from different commits", lambda run: run.commit),
     ]
+    sentences += [_ceiling(runs[0]), *map(_silence, runs)]
     if len(runs[0].answers) < FEW_EXAMPLES:
         sentences.append(
             f"Only {len(runs[0].answers)} test examples: intervals and p are not to be believed below {FEW_EXAMPLES}; "
@@ -120,6 +121,20 @@ def flags(contenders: list[Contender]) -> list[str]:
     if all(len(contender.runs) == 1 for contender in contenders):
         sentences.append("One seed each: the spread over seeds is not known.")
     return [sentence for sentence in sentences if sentence]
+
+
+def _ceiling(run: Run) -> str:
+    facts = run.metrics["eval.facts"]
+    best = {title: facts.get(key, 100) for title, key in (("BLEU", "bleu_at_best"), ("ROUGE-L", "rouge_l_at_best"))}
+    if min(best.values()) >= 100:
+        return ""
+    figures = " and ".join(f"{value:g} in {title}" for title, value in best.items())
+    return f"Even the references themselves would score {figures}: some hold no word that the metric sees."
+
+
+def _silence(run: Run) -> str:
+    empty = sum(not row["prediction"] for row in run.answers)
+    return f"{run.name}: {empty} of {len(run.answers)} answers are empty." if 2 * empty > len(run.answers) else ""
 
 
 def _unlike(runs: list[Run], what: str, value: Callable[[Run], str]) -> str:
