@@ -110,8 +110,8 @@ def flags(contenders: list[Contender]) -> list[str]:
     sentences += [_ceiling(runs[0]), *map(_silence, runs)]
     if len(runs[0].answers) < FEW_EXAMPLES:
         sentences.append(
-            f"Only {len(runs[0].answers)} test examples: intervals and p are not to be believed below {FEW_EXAMPLES}; "
-            f"raise data.size or data.test."
+            f"Only {len(runs[0].answers)} test example(s): below {FEW_EXAMPLES} the intervals are too narrow to be "
+            f"believed; raise data.size or data.test."
         )
     if any(_base_predictions(run) != _base_predictions(runs[0]) for run in runs):
         sentences.append("The base model's answers differ between the runs; those of the first run are shown.")

@@ -165,6 +165,107 @@ def test_runs_that_do_not_compare_are_refused(other, sentence):
         contenders.group([run("qlora"), other])
 
 
+def scored(made: Run, **facts: object) -> Run:
+    """The run, with other facts of its evaluation."""
+    made.metrics["eval.facts"] = SIGNATURES | facts
+    return made
+
+
+def limited(made: Run, tokens: int) -> Run:
+    """The run, its answers of at most so many tokens."""
+    made.params["eval"] = {"max_new_tokens": tokens}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        (scored(run("full"), bleu_signature=SIGNATURES["bleu_signature"].replace("13a", "zh")), "unlike metrics"),
+        (
+            scored(run("full"), bleu_signature=SIGNATURES["bleu_signature"].replace("eff:no", "eff:yes")),
+            "eval.tokenize",
+        ),
+        (scored(run("full"), rouge_signature="rouge-score:0.1.2|f1|stem:no|tok:unicode"), "unlike metrics"),
+        (
+            limited(run("full"), 64),
+            "full-1 and qlora-1 answered in at most 64 and 128 tokens; compare runs of the same",
+        ),
+        (run("full", answers=answers(8, math.nan)), "full-1: the loss of test record 0 is nan; run it again"),
+        (run("full", answers=answers(8, math.inf)), "full-1: the loss of test record 0 is inf; run it again"),
+        (run("full", base_answers=answers(8, math.nan)), "full-1: the loss of test record 0 is nan; run it again"),
+    ],
+)
+def test_runs_that_were_not_measured_alike_are_refused(other, sentence):
+    other.params.setdefault("eval", {"max_new_tokens": 128})
+    with pytest.raises(UserError, match=sentence):
+        contenders.group([limited(run("qlora"), 128), other])
+
+
+def test_unlike_versions_of_the_metrics_are_flagged():
+    other = scored(run("full"), bleu_signature=SIGNATURES["bleu_signature"].replace("2.6.0", "2.7.0"))
+    (flag,) = [f for f in compared(run("qlora"), other)["flags"] if "scored by different versions" in f]
+    assert "version:2.6.0" in flag and "version:2.7.0" in flag
+
+
+def test_scores_that_cannot_reach_100_are_flagged():
+    flags = compared(scored(run("qlora"), bleu_at_best=100.0, rouge_l_at_best=97.5))["flags"]
+    assert "Even the references themselves would score 100 in BLEU and 97.5 in ROUGE-L: some hold no word" in flags[0]
+
+
+def test_answers_that_are_mostly_empty_are_flagged():
+    silent = [row | {"prediction": "", "rouge_l": 0.0} for row in answers(8, 1.5)]
+    assert "qlora-1: 40 of 40 answers are empty." in compared(run("qlora", answers=silent), run("full"))["flags"]
+
+
+def few(method: str, examples: int, **settings: float) -> Run:
+    made = run(method, **settings)
+    return replace(made, answers=made.answers[:examples], base_answers=made.base_answers[:examples])
+
+
+@pytest.mark.parametrize("examples", [1, 2, 5])
+def test_a_handful_of_examples_proves_nothing(examples):
+    """The resamples of one example are all alike: without a bound any difference is certain."""
+    data = compared(few("qlora", examples, words=4), few("full", examples, words=14, nats=0.5))
+    assert data["share_of_gain"] == {} and f"Only {examples} test example" in "".join(data["flags"])
+    assert all(e["p"] >= 2 ** (1 - examples) > 0.05 for d in data["differences"] for e in d["scores"].values())
+    assert all(said.startswith("The data can't tell ") for said in verdict.verdict(data) if "gain" not in said)
+    assert html(contenders.group([few("qlora", examples)]), compared(few("qlora", examples)))
+    assert report(data)
+
+
+@pytest.mark.parametrize("said", ["", "the same answer to everything"])
+def test_answers_that_are_all_alike_compare(said):
+    rows = [{**row, "prediction": said, "rouge_l": 0.0} for row in answers(8, 1.5)]
+    data = compared(run("qlora", answers=rows), run("full", answers=rows))
+    assert math.isfinite(data["contenders"]["full"]["scores"]["bleu"]["high"])
+    assert data["differences"][-1]["scores"]["bleu"]["p"] == 1
+
+
+def test_a_gain_of_nothing_on_some_resamples_leaves_a_finite_share():
+    """Five examples of forty gain: a resample in two hundred draws none of them, and 0 / 0 is no share."""
+    gained = answers(4, 2.0)
+    for row in gained[:5]:
+        row["rouge_l"] = 90.0
+    data = compared(run("qlora", answers=gained, nats=2.0), run("full", answers=gained, nats=2.0))
+    assert data["share_of_gain"]["qlora"]["rouge_l"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
+CHINESE = [f"第{n}个问题的答案是{n}艘船从旧港口驶向城镇。" for n in range(40)]
+
+
+def test_the_bootstrap_cuts_words_as_the_scores_did():
+    prompts = [{"record": n, "prompt": f"{n}?", "reference": text} for n, text in enumerate(CHINESE)]
+    said = [text[:-4] + "不知道" for text in CHINESE]
+    losses = [SequenceLoss(10, 10)] * 40
+    whole = scoring.score(said, CHINESE)
+    rows = scoring.beside(prompts, said, losses)
+    facts = {key: whole[key] for key in SIGNATURES}
+    data = compared(scored(run("full", answers=rows, base_answers=rows), **facts))
+    estimate = data["contenders"]["full"]["scores"]
+    assert estimate["bleu"]["value"] == pytest.approx(whole["bleu"]) and 20 < whole["bleu"] < 99
+    assert estimate["rouge_l"]["value"] == pytest.approx(whole["rougeL"], abs=0.01) and whole["rougeL"] > 50
+
+
 def test_examples_are_the_widest_gaps():
     uneven = answers(4, 1.0)
     uneven[7] = answers(14, 1.0)[7]
