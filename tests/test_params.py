@@ -24,6 +24,7 @@ def test_the_shipped_params_are_valid():
         ({"data": "alpaca"}, "data: must be a group of keys, got 'alpaca'"),
         ({"data": {"on_bad_record": "skip"}}, "data.on_bad_record: must be one of drop, error, got 'skip'"),
         ({"lora": {"target_modules": []}}, "lora.target_modules: must be all-linear or a list of module names"),
+        ({"eval": {"tokenize": "spm"}}, "eval.tokenize: must be one of auto, 13a, intl, zh, char, ja-mecab, ko-mecab"),
         ({"methods": {"qlora": {"learning_rate": 0, "epochs": 1}}}, "methods.qlora.learning_rate: must be above 0"),
     ],
 )

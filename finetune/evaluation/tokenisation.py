@@ -20,7 +20,7 @@ _WORD = regex.compile(rf"{_UNSPACED}\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}]--{_UNSPACE
 _KINDS = {
     "syllabic": regex.compile(rf"[{_SYLLABIC}&&\p{{L}}]", regex.V1),
     "han": regex.compile(r"[\p{Han}\p{Bopomofo}]"),
-    "spaced": regex.compile(r"[\p{L}--\p{Latin}]", regex.V1),
+    "spaced": regex.compile(r"[\p{L}--[\p{Latin}\p{Common}\p{Inherited}]]", regex.V1),
 }
 """Kinds of scripts for which sacreBLEU's 13a isn't made, by a letter that tells; a word is of the first that fits."""
 

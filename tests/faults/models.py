@@ -1,10 +1,13 @@
 """Mistakes with models."""
 
 import pickle
+import shutil
 from functools import partial
 from pathlib import Path
 
 import torch
+
+from helpers import stage
 
 from faults import Bench, Fault
 from faults.spoiled import Change, base, prepared, told, weights
@@ -243,4 +246,34 @@ FAULTS: list[Fault] = [
         pickled,
         "lora",
     ),
+]
+
+
+def broken_norm(what: str, value: float, loss: str) -> Fault:
+    """A model whose last norm is nothing but `value`, as after a training that diverged."""
+
+    def cause(bench: Bench) -> str:
+        from safetensors.torch import load_file, save_file
+
+        folder = bench.folder / "broken"
+        shutil.copytree(bench.models["llama"], folder)
+        weights = load_file(folder / "model.safetensors")
+        weights["model.norm.weight"].fill_(value)
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        bench.params(eval={"max_new_tokens": 1})
+        stage("prepare", "--model_name", folder)
+        return bench.refused("eval", "--base", "--model_name", folder)
+
+    return Fault(
+        "models",
+        what,
+        f"the model's loss on test record … is {loss}: its weights are no numbers any more, or its sums overflow; train "
+        f"again with a lower methods.….learning_rate, or take another base model",
+        cause,
+    )
+
+
+FAULTS += [
+    broken_norm("weights that are NaN, in eval", float("nan"), "nan"),
+    broken_norm("weights so large that the logits overflow, in eval", 3e38, "nan"),
 ]

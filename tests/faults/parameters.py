@@ -1,5 +1,7 @@
 """Mistakes in params.yaml and in flags."""
 
+from unittest.mock import patch
+
 from faults import Bench, Fault
 
 
@@ -29,4 +31,37 @@ FAULTS = [
         "train.batchsize: unknown key in params.yaml; did you mean batch_size?",
         train={"batchsize": 2},
     ),
+]
+
+
+def without_packages(tokenize: str) -> Fault:
+    """A tokenizer of the scores whose packages are missing; the first stage says so, not the last."""
+
+    def cause(bench: Bench) -> str:
+        bench.params(eval={"tokenize": tokenize})
+        with patch("finetune.params.find_spec", return_value=None):
+            return bench.refused("train")
+
+    return Fault(
+        "parameters",
+        f"`eval.tokenize: {tokenize}` without its packages",
+        f"eval.tokenize: {tokenize} needs packages that aren't installed; run `pip install "
+        f"'sacrebleu[{tokenize.removesuffix('-mecab')}]'`, or choose auto or char",
+        cause,
+    )
+
+
+FAULTS += [
+    setting(
+        "`eval.tokenize: flores200`, which would download a model",
+        "eval.tokenize: must be one of auto, 13a, intl, zh, char, ja-mecab, ko-mecab, got 'flores200'",
+        eval={"tokenize": "flores200"},
+    ),
+    setting(
+        "`eval.tokenize: 13`",
+        "eval.tokenize: must be text, got 13",
+        eval={"tokenize": 13},
+    ),
+    without_packages("ja-mecab"),
+    without_packages("ko-mecab"),
 ]
