@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -58,20 +59,26 @@ class Rouge(_InMemory):
     NAMES = ("rouge1", "rouge2", "rougeL")
 
     def __init__(self, *, any_script: bool = False) -> None:
-        self.signature = f"rouge-score:{version('rouge-score')}|f1|stem:no" + ("|tok:unicode" if any_script else "")
-        tokenizer = _AnyScript() if any_script else None
-        self.scorer = rouge_scorer.RougeScorer(self.NAMES, use_stemmer=False, tokenizer=tokenizer)
+        self.any_script = any_script
         super().__init__()
 
     def each(self, reference: str, prediction: str) -> dict[str, float]:
         """F1 of each of `NAMES` for one pair, 0 to 100."""
-        scores = self.scorer.score(normalised(reference), normalised(prediction))
-        return {name: 100 * score.fmeasure for name, score in scores.items()}
+        return _rouge(reference, prediction, self.any_script)
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict:
         each = [self.each(*pair) for pair in zip(references, predictions, strict=True)]
         means = {name: sum(scores[name] for scores in each) / len(each) for name in self.NAMES}
-        return means | {"rouge_signature": self.signature}
+        signature = f"rouge-score:{version('rouge-score')}|f1|stem:no" + ("|tok:unicode" if self.any_script else "")
+        return means | {"rouge_signature": signature}
+
+
+# Both the rows and their mean ask for a pair, and its longest common subsequence takes the square of its length.
+@cache
+def _rouge(reference: str, prediction: str, any_script: bool) -> dict[str, float]:
+    scorer = rouge_scorer.RougeScorer(Rouge.NAMES, tokenizer=_AnyScript() if any_script else None)
+    scores = scorer.score(normalised(reference), normalised(prediction))
+    return {name: 100 * score.fmeasure for name, score in scores.items()}
 
 
 class _AnyScript(tokenizers.Tokenizer):

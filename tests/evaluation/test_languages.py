@@ -60,7 +60,5 @@ def test_the_param_chooses_for_both_scores(workspace, tiny_models, monkeypatch):
     write_params(workspace, eval={"tokenize": "13a"})
     found = evaluate(workspace, tiny_models["llama"], monkeypatch, SENTENCES["Russian"], lambda text: text)
     assert "|tok:13a|" in found["bleu_signature"] and "unicode" not in found["rouge_signature"]
-    # The answers' digits are all that rouge-score's own words have of them: what is lost is visible.
-    assert found["rouge_l_at_best"] == 100
     write_params(workspace, eval={"tokenize": "mecab"})
     assert "eval.tokenize: must be one of auto" in refusal("eval", "--base")
