@@ -70,7 +70,9 @@ def test_table_and_page_hold_every_figure(experiments):
     table = (experiments / "report/comparison.md").read_text()
     assert "|  | base | qlora | full |" in table and "| Seeds | - | 1, 2 | 1 |" in table
     assert "**Note.** Seeds differ: qlora 1, 2; full 1." in table
-    assert re.search(r"\| ROUGE-L \(0 to 100\) \| [\d.]+ \[[\d.]+, [\d.]+\] \| [\d.]+ \[[\d.]+, [\d.]+\] ± [\d.]+ \|", table)
+    assert re.search(
+        r"\| ROUGE-L \(0 to 100\) \| [\d.]+ \[[\d.]+, [\d.]+\] \| [\d.]+ \[[\d.]+, [\d.]+\] ± [\d.]+ \|", table
+    )
     for pair in ("qlora against base", "full against base", "qlora against full"):
         assert re.search(rf"\| {pair} (\| [+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\], p [<=] [\d.]+ ){{3}}\|", table)
 

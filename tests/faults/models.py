@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-
 from helpers import stage
 
 from faults import Bench, Fault
