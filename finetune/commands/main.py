@@ -18,16 +18,20 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the subcommand that `arguments` (default: the process's) name."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    cli.run(lambda: _run(given), stdout_is_the_result=True)
+
+
+def _run(given: Sequence[str]) -> None:
     name = _parser().parse_args(given[:1]).command
     # Only the chosen command's module is imported, so that `finetune --help` stays quick.
-    cli.run(lambda: import_module(f"finetune.commands.{name}").main(given[1:]))
+    import_module(f"finetune.commands.{name}").main(given[1:])
 
 
 def _parser() -> argparse.ArgumentParser:
     listing = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
+        f"{__doc__.splitlines()[0]}\n\n{listing}",
         prog="finetune",
-        description=f"{__doc__.splitlines()[0]}\n\n{listing}",
         epilog="`finetune COMMAND --help` has a command's flags. The pipeline itself: `dvc repro`.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

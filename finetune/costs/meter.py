@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from finetune.costs import energy
+from finetune.files import whole_file
 
 GB = 1e9
 
@@ -88,8 +89,7 @@ class Meter:
 
     def save(self, path: Path) -> None:
         """Write the samples as a table: seconds, process_gb, device_gb."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
+        with whole_file(path) as draft, draft.open("w", newline="") as file:
             writer = csv.writer(file, delimiter="\t", lineterminator="\n")
             writer.writerow(["seconds", "process_gb", "device_gb"])
             writer.writerows([[f"{value:.3f}" for value in sample] for sample in self.samples])

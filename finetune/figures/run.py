@@ -10,6 +10,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from finetune.files import whole_file
 from finetune.methods import BASE, Method
 
 
@@ -99,6 +100,8 @@ def _table(path: Path) -> pandas.DataFrame:
 
 
 def _save(figure: Figure, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=110, metadata={"Software": None})
-    pyplot.close(figure)
+    try:
+        with whole_file(target) as draft:
+            figure.savefig(draft, format=target.suffix[1:], dpi=110, metadata={"Software": None})
+    finally:
+        pyplot.close(figure)

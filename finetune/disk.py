@@ -1,0 +1,97 @@
+"""What a disk refuses, as a sentence: looked for before the work, and translated where it happens in its midst."""
+
+import errno
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from finetune.errors import UserError, quoted
+
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full; free some space, or write to another disk",
+    errno.EDQUOT: "your disk quota is used up; free some space, or write to another disk",
+    errno.EFBIG: "the file grew beyond the largest size allowed here; raise the limit (`ulimit -f`), or use another disk",
+    errno.EACCES: "permission denied; change its owner or its permissions",
+    errno.EPERM: "not permitted; change its owner or its permissions",
+    errno.EROFS: "lies on a read-only disk; write to another one",
+    errno.ENAMETOOLONG: "the name is too long for this disk; shorten it",
+    errno.ENOTDIR: "a part of this path is a file, not a folder; move the file away, or give another path",
+    errno.EISDIR: "is a folder, and a file is needed; move the folder away, or give another path",
+    errno.ELOOP: "is a symbolic link that leads to itself; remove the link",
+    errno.EMFILE: "too many files are open; raise the limit (`ulimit -n`)",
+    errno.EIO: "the disk reports an error; check it, and try again",
+    errno.ESTALE: "the network disk lost it; mount it anew, and try again",
+}
+_FULL = "no space left on device"
+_LONGEST_PATH = 200
+
+
+def check_writable(*places: Path, free_gb: float = 0.01) -> None:
+    """That files can be made at `places` (folders, which need not exist yet), with `free_gb` GB to spare at each.
+
+    One line at the start of a stage: `disk.check_writable(out.folder, out.metrics, free_gb=2)`. A file is made and
+    removed there, or in the nearest folder above that exists; nothing stays. Raises UserError naming the place that
+    can't be written, or has less to spare.
+    """
+    for place in places:
+        try:
+            _try_to_write(place)
+        except (OSError, ValueError) as error:
+            raise UserError(sentence(error, place) or f"{quoted(str(place))}: can't be written ({error})") from None
+        free = shutil.disk_usage(_existing(place)).free / 1e9
+        if free < free_gb:
+            raise UserError(
+                f"{place}: {free:.2f} GB are free on its disk, and about {free_gb:.2f} GB are needed; "
+                f"free some space, or write to another disk"
+            )
+
+
+def sentence(error: BaseException, place: Path | None = None) -> str | None:
+    """What `error` (or what it came from) says of the disk, in a sentence; None if it is about something else.
+
+    `place` is named where the error names no path of its own.
+    """
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        remedy = _remedy(cause)
+        if remedy:
+            own = cause.filename if isinstance(cause, OSError) else None
+            path = place if own is None else own
+            return remedy if path is None else f"{_short(path)}: {remedy}"
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _remedy(error: BaseException) -> str | None:
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        return _REMEDIES[error.errno]
+    # Writers in other languages (safetensors, Arrow) pass on the words of the system, not its number.
+    return _REMEDIES[errno.ENOSPC] if _FULL in str(error).lower() else None
+
+
+def _short(path: object) -> str:
+    text = os.fsdecode(path) if isinstance(path, bytes | str | os.PathLike) else str(path)
+    return text if len(text) <= _LONGEST_PATH else f"{text[:_LONGEST_PATH]}…"
+
+
+def _try_to_write(place: Path) -> None:
+    """Make and remove a file in `place`, and in the folder that holds it: outputs are renamed into that one."""
+    for folder in {_existing(place), _existing(place.parent)}:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: is a file, and a folder is needed there; move it away, or give another path")
+        with tempfile.TemporaryFile(dir=folder, suffix=".draft"):
+            pass
+    with suppress(FileNotFoundError):  # a name that is too long is one only when it is looked up
+        place.with_name(f".{place.name}.draft").lstat()
+
+
+def _existing(place: Path) -> Path:
+    """`place`, or the nearest folder above it that exists."""
+    place = Path(os.path.realpath(place))
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return place

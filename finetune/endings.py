@@ -1,0 +1,71 @@
+"""How a command ends: a sentence for what went wrong, no half-written output, and a status that scripts can read."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+from finetune import disk, report, streams
+from finetune.errors import UserError
+
+BROKEN_PIPE = 141
+"""As shells have it for a process whose reader has gone: 128 + SIGPIPE."""
+
+
+class _Terminated(BaseException):
+    """A signal that asks the process to end; raised, so that drafts are removed on the way out."""
+
+
+@contextmanager
+def sentences(stdout_is_the_result: bool) -> Iterator[None]:
+    """End the process with one sentence and status 1 if the block raises: the user's mistake, the disk's refusal, or
+    a fault of ours, whose full report is written to a file that the sentence names.
+
+    A signal ends it with 128 and its number. A stdout that can't be written ends it only if it is the result: with
+    `BROKEN_PIPE` and no word where the reader has gone (`| head`). Else the work, whose results are files, goes on.
+    """
+    with _signals_raised(), streams.guarded(stdout_is_the_result):
+        try:
+            yield
+            sys.stdout.flush()
+        except UserError as error:
+            _end(f"error: {' '.join(str(error).splitlines())}")
+        except KeyboardInterrupt:
+            _end("error: interrupted", 128 + signal.SIGINT)
+        except _Terminated as error:
+            _end("error: terminated", 128 + error.args[0])
+        except BrokenPipeError:
+            sys.exit(BROKEN_PIPE)
+        except Exception as error:
+            _end(f"error: {disk.sentence(error) or report.write(error)}")
+
+
+def _end(sentence: str, status: int = 1) -> None:
+    """Exit with `status` after `sentence` on stderr."""
+    if status == 1:
+        sys.exit(sentence)
+    print(sentence, file=sys.stderr)
+    sys.exit(status)
+
+
+@contextmanager
+def _signals_raised() -> Iterator[None]:
+    """SIGTERM (also of a scheduler) and SIGHUP (the terminal has gone) raise in the block, unless they are ignored."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _Terminated(number)
+
+    before: dict[signal.Signals, Any] = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # `nohup` has SIGHUP ignored. Only the main thread may set a handler.
+        with suppress(ValueError):
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
