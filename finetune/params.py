@@ -7,7 +7,7 @@ import unicodedata
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from finetune import yaml_file
@@ -36,7 +36,8 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    source: str
+    source: str | list | dict
+    columns: dict | None
     size: int = _number(3)
     validation: float = _number(0, 0.5, above=True)
     test: float = _number(0, 0.5, above=True)
@@ -118,6 +119,8 @@ def load(overrides: dict[str, Any] | None = None, path: Path = Path("params.yaml
     params = _build(Params, tree, str(path), "")
     _check_lora_targets(params.lora.target_modules)
     _check_tokenizer(params.eval.tokenize)
+    _check_data_source(params.data.source)
+    _check_columns(params.data.columns)
     return params
 
 
@@ -184,7 +187,15 @@ def _dotted(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}
+_TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+    NoneType: "null",
+}
 
 
 def _value(value: Any, kind: Any, limits: Any, path: str) -> Any:
@@ -242,3 +253,25 @@ def _shown(value: float) -> str:
 def _check_lora_targets(targets: str | list) -> None:
     if isinstance(targets, list) and not (targets and all(isinstance(name, str) and name.strip() for name in targets)):
         raise UserError(f"lora.target_modules: must be all-linear or a list of module names, got {quoted(targets)}")
+
+
+def _check_data_source(source: str | list | dict) -> None:
+    names = [source] if isinstance(source, str) else list(source)
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise UserError(
+            f"data.source: must be a name, a list of names, or a mapping of names to weights, got {quoted(source)}"
+        )
+    if len(set(names)) < len(names):
+        raise UserError(f"data.source: names a source twice: {', '.join(map(quoted, names))}; take one out")
+    for name, weight in source.items() if isinstance(source, dict) else []:
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+            raise UserError(f"data.source: the weight of {name} must be a number above 0, got {quoted(weight)}")
+
+
+def _check_columns(columns: dict | None) -> None:
+    known = ("instruction", "input", "output", "system", "history", "messages", "conversations", "prompt", "completion")
+    for name, own in (columns or {}).items():
+        if name not in known:
+            raise UserError(f"data.columns: {quoted(name)} is none of the columns that are read ({', '.join(known)})")
+        if not isinstance(own, str) or not own:
+            raise UserError(f"data.columns.{name}: must be the name of a column, got {quoted(own)}")

@@ -16,11 +16,12 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=["model", "data"], help="fetch only this (default: both)")
     args = parser.parse_args()
     p = params.load({"model.source": args.model_name, "data.source": args.dataset, "data.size": args.size})
-    sources = {"model": places.of_source(p.model.source), "data": places.of_source(p.data.source)}
+    sources = {"model": places.of_source(p.model.source), "data": _located(p.data.source)}
     wanted = [args.what] if args.what else list(sources)
     targets = {what: _target(what, args.out_dir) for what in wanted}
     for what, target in targets.items():
-        resolve(what, sources[what])
+        for name in [sources[what]] if isinstance(sources[what], str) else sources[what]:
+            resolve(what, name)
         disk.check_writable(target, free_gb=FREE_GB[what])
 
     for what, target in targets.items():
@@ -29,8 +30,17 @@ def main() -> None:
     if args.size and "data" in targets:
         from finetune.data import records
 
-        records.keep_sample(targets["data"], args.size, p.data.seed)
+        records.keep_sample(targets["data"], args.size, p.data.seed, p.data.columns)
         print(f"kept a sample of at most {args.size} records")
+
+
+def _located(names: str | list[str] | dict[str, float]) -> str | list[str] | dict[str, float]:
+    """Each source's name as `places.of_source` finds it."""
+    if isinstance(names, str):
+        return places.of_source(names)
+    if isinstance(names, dict):
+        return {places.of_source(name): weight for name, weight in names.items()}
+    return [places.of_source(name) for name in names]
 
 
 def _target(what: str, out_dir: Path | None) -> Path:

@@ -14,7 +14,8 @@ def main() -> None:
     cli.check_replaceable(out.folder)
 
     from finetune import files
-    from finetune.data import dataset, prepared, records
+    from finetune.data import checks, dataset, prepared, records
+    from finetune.data.prompts import Template
     from finetune.figures import run as figures
     from finetune.models import tokenizer as tokenizers
     from finetune.sources.fetch import base_folder
@@ -23,19 +24,28 @@ def main() -> None:
     base = base_folder(args.model_name)
     tokenizers.check_fits(base, p.data.max_length)
     tokenizer = tokenizers.load(base)
-    good, dropped = records.read_records(raw, p.data.on_bad_record)
-    rows, too_long = dataset.sample(
-        good,
-        tokenizer,
+    template = Template(p.data.template, tokenizer)
+    read = records.read_records(raw, p.data.on_bad_record, p.data.columns)
+    rows, dropped, made_of = dataset.sample(
+        read.good,
+        template,
         size=p.data.size,
         seed=p.data.seed,
-        template=p.data.template,
         max_length=p.data.max_length,
+        weights=records.weights(raw),
+        on_bad_record=p.data.on_bad_record,
     )
     splits = dataset.split(rows, validation=p.data.validation, test=p.data.test)
-    statistics = dataset.statistics(splits, len(good) + dropped.total(), dropped + too_long)
+    checks.check_an_end_is_learnt(splits["train"], template.end_tokens[0], p.data.max_length)
+    checks.check_answers_fit(splits["test"], p.eval.max_new_tokens, tokenizers.positions(base))
+    statistics = dataset.statistics(splits, read, dropped, made_of) | checks.losses_of_text(rows, tokenizer)
 
-    facts = {"template": p.data.template, "tokenizer": prepared.tokenizer_id(tokenizer), "data": provenance(raw)}
+    facts = {
+        "template": p.data.template,
+        "end_tokens": template.end_tokens,
+        "tokenizer": prepared.tokenizer_id(tokenizer),
+        "data": provenance(raw),
+    }
     dataset.save(splits, facts, out.folder)
     files.write_json(out.metrics / "data.json", statistics)
     figures.lengths(splits, p.data.max_length, out.plots / "lengths.png")

@@ -14,17 +14,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     p = params.load({"eval.max_new_tokens": args.max_new_tokens})
 
-    from finetune.data import prompts
+    from finetune.data import alpaca, escapes
+    from finetune.data.prompts import Template
     from finetune.evaluation.generation import stream
     from finetune.models import tokenizer as tokenizers
     from finetune.models.adapters import load_tuned
     from finetune.models.saved import read_facts
 
     facts = read_facts(args.ckpt)
-    instruction, context = prompts.parse(prompts.unescape(args.prompt))
+    instruction, context = alpaca.parse(escapes.unescape(args.prompt))
     if not instruction:
         raise UserError("--prompt: holds no instruction; write what the model shall do")
     tokenizer = tokenizers.load(args.ckpt)
-    prompt = prompts.render(facts["template"], tokenizer, instruction, context)
-    ids = prompts.prompt_tokens(facts["template"], tokenizer, prompt)
+    ids = Template(facts["template"], tokenizer).question_ids(instruction, context)
     stream(load_tuned(args.ckpt, facts), tokenizer, ids, p.eval.max_new_tokens)

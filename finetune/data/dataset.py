@@ -7,63 +7,104 @@ import json
 import random
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from finetune.data import prompts
+from finetune.data.pieces import Refused
 from finetune.data.prepared import IGNORE, SPLITS
-from finetune.data.records import Record
+from finetune.data.prompts import Template
+from finetune.data.records import Records
+from finetune.data.turns import Record
 from finetune.errors import UserError
 from finetune.files import whole_folder, write_yaml
 from finetune.places import FACTS
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
+def encode(record: Record, template: Template, max_length: int) -> dict | None:
+    """One row: `input_ids` and `labels` (-100 outside the responses), both of at most `max_length` tokens.
 
-def encode(record: Record, tokenizer: PreTrainedTokenizerBase, template: str, max_length: int) -> dict | None:
-    """One row: `input_ids` and `labels` (prompt masked with -100), both of at most `max_length` tokens.
-
-    A response that doesn't fit is cut, and then has no end token. None if the prompt leaves no room.
+    A response that doesn't fit is cut, and then has no end token; what would follow it is left out.
+    `reference` is the last response that is left, `prompt` the text before it. None if the first
+    prompt leaves no room. Raises Refused if the template can't render the record.
     """
-    prompt = prompts.render(template, tokenizer, record.instruction, record.input)
-    prompt_ids = prompts.prompt_tokens(template, tokenizer, prompt)
-    response_ids = prompts.response_tokens(tokenizer, record.output)
-    room = max_length - len(prompt_ids)
-    if room < 1:
+    stretches = template.stretches(record.turns)
+    ids: list[int] = []
+    labels: list[int] = []
+    kept = 0
+    for prompt, response in zip(stretches[::2], stretches[1::2], strict=True):
+        room = max_length - len(ids) - len(prompt.ids)
+        if room < 1:
+            break
+        ids += prompt.ids + response.ids[:room]
+        labels += [IGNORE] * len(prompt.ids) + response.ids[:room]
+        kept += 2
+    if not kept:
         return None
     return {
-        "input_ids": prompt_ids + response_ids[:room],
-        "labels": [IGNORE] * len(prompt_ids) + response_ids[:room],
-        "truncated": len(response_ids) > room,
-        "prompt": prompt,
-        "reference": record.output,
+        "input_ids": ids,
+        "labels": labels,
+        "truncated": len(ids) < sum(len(stretch.ids) for stretch in stretches),
+        "prompt": "".join(stretch.text for stretch in stretches[: kept - 1]),
+        "reference": stretches[kept - 1].said,
         "record": record.position,
     }
 
 
 def sample(
     records: list[Record],
-    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
     *,
     size: int,
     seed: int,
-    template: str,
     max_length: int,
-) -> tuple[list[dict], Counter[str]]:
-    """Encode `size` records (or all, if there are fewer) in an order drawn by `seed`; count the prompts too long."""
+    weights: dict[str, float],
+    on_bad_record: str,
+) -> tuple[list[dict], Counter[str], Counter[str]]:
+    """Encode `size` records (or all, if there are fewer) in an order drawn by `seed`.
+
+    `weights` gives each source its share of `size`; without any all records are alike. Returns the rows,
+    why others were dropped ('prompt_too_long', 'template_refused'), and what the rows are made of
+    (form or source to count). Raises UserError for a record that the template refuses if `on_bad_record`
+    is 'error', or if it refuses all.
+    """
     order = list(range(len(records)))
     random.Random(seed).shuffle(order)
+    left = Counter(_quotas(weights, size))
     rows: list[dict] = []
     dropped: Counter[str] = Counter()
-    for index in order:
-        row = encode(records[index], tokenizer, template, max_length)
-        if row:
-            rows.append(row)
-        else:
+    made_of: Counter[str] = Counter()
+    refusal = ""
+    for record in (records[index] for index in order):
+        if weights and not left[record.source]:
+            continue
+        try:
+            row = encode(record, template, max_length)
+        except Refused as refused:
+            refusal = f"{record.position}: data.template can't take the record: {refused}"
+            if on_bad_record == "error":
+                raise UserError(refusal) from None
+            dropped["template_refused"] += 1
+            continue
+        if row is None:
             dropped["prompt_too_long"] += 1
+            continue
+        rows.append(row)
+        left[record.source] -= 1
+        made_of.update([f"form_{record.form}", *([f"source_{record.source}"] if record.source else [])])
         if len(rows) == size:
             break
-    return rows, dropped
+    if not rows and refusal:
+        raise UserError(refusal)
+    return rows, dropped, made_of
+
+
+def _quotas(weights: dict[str, float], size: int) -> dict[str, int]:
+    """How many of `size` each source may give; the largest remainders get what rounding down leaves."""
+    shares = {name: weight * size / sum(weights.values()) for name, weight in weights.items()}
+    quotas = {name: int(share) for name, share in shares.items()}
+    by_remainder = sorted(shares, key=lambda name: quotas[name] - shares[name])
+    for name in by_remainder[: size - sum(quotas.values())]:
+        quotas[name] += 1
+    return quotas
 
 
 def split(rows: list[dict], *, validation: float, test: float) -> dict[str, list[dict]]:
@@ -112,15 +153,23 @@ def _steady_fingerprint(state: Path) -> None:
     state.write_text(json.dumps(value, indent=2, sort_keys=True))
 
 
-def statistics(splits: dict[str, list[dict]], read: int, dropped: Counter[str]) -> dict[str, float]:
-    """Counts and length percentiles (tokens of prompt and response) for metrics/data.json."""
+def statistics(
+    splits: dict[str, list[dict]], records: Records, dropped: Counter[str], made_of: Counter[str]
+) -> dict[str, Any]:
+    """Counts and length percentiles (tokens of prompt and response) for metrics/data.json.
+
+    `dropped` and `made_of` are what `sample` counted.
+    """
     import numpy
 
     rows = [row for name in SPLITS for row in splits[name]]
     lengths = numpy.array([len(row["input_ids"]) for row in rows])
-    facts: dict[str, float] = {"records_read": read, "records_kept": len(rows)}
+    facts: dict[str, Any] = {"records_read": len(records.good) + records.dropped.total(), "records_kept": len(rows)}
     facts |= {f"{name}_records": len(splits[name]) for name in SPLITS}
-    facts |= {f"dropped_{reason}": count for reason, count in sorted(dropped.items())}
+    facts |= dict(sorted(made_of.items()))
+    facts |= {f"dropped_{reason}": count for reason, count in sorted((records.dropped + dropped).items())}
+    facts |= {"unanswered_turns": records.unanswered} if records.unanswered else {}
+    facts |= {f"ignored_column_{name}": count for name, count in sorted(records.ignored.items())}
     facts |= {f"length_p{q}": round(float(numpy.percentile(lengths, q)), 1) for q in (50, 90, 99)}
     facts |= {
         "length_max": int(lengths.max()),

@@ -41,8 +41,12 @@ def load(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[DatasetDict,
 
 
 def prompt_ids(rows: Iterable[dict[str, Any]]) -> list[list[int]]:
-    """The token ids of each row's prompt alone."""
-    return [row["input_ids"][: row["labels"].count(IGNORE)] for row in rows]
+    """The token ids of each row up to where its last response starts; a row ends in that response."""
+    return [row["input_ids"][: _last_masked(row["labels"]) + 1] for row in rows]
+
+
+def _last_masked(labels: list[int]) -> int:
+    return max(index for index, label in enumerate(labels) if label == IGNORE)
 
 
 def tokenizer_id(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,67 +1,93 @@
-"""Prompt templates, and what a prompt and its response become in tokens."""
+"""From turns to token ids, by Alpaca's template or the model's own."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
+from finetune.data import alpaca
+from finetune.data.chat import ChatTemplate
+from finetune.data.pieces import Marks, Piece, Refused, token_ids
+from finetune.data.turns import Turn
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Stanford Alpaca's two templates (https://github.com/tatsu-lab/stanford_alpaca#data-release),
-# with a line break after the last heading so that response and heading never share a token.
-ALPACA_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
-ALPACA_WITHOUT_INPUT = (
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
-)
 
-_SECTIONS = re.compile(
-    r"\A.*?### Instruction:\s*(?P<instruction>.*?)(\s*### Input:\s*(?P<input>.*?))?(\s*### Response:\s*)?\Z", re.S
-)
-_ESCAPES = re.compile(r"\\(n|t|r|\\|\"|'|u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2})")
+@dataclass(frozen=True)
+class Stretch:
+    """Tokens of a conversation that follow each other, all learnt or none."""
+
+    ids: list[int]
+    text: str
+    """What they say, in full."""
+    said: str
+    """What of it a person wrote, not the template."""
+    loss: bool
 
 
-def render(template: str, tokenizer: PreTrainedTokenizerBase, instruction: str, input: str = "") -> str:
-    """The prompt text up to where the response starts. `template` is 'alpaca' or 'chat'.
+class Template:
+    """Renders and tokenises conversations. `name` is 'alpaca' or 'chat'."""
 
-    Raises UserError if 'chat' is asked of a tokenizer without a chat template.
-    """
-    if template == "alpaca":
-        text = ALPACA_WITH_INPUT if input else ALPACA_WITHOUT_INPUT
-        return text.format(instruction=instruction, input=input)
-    if not tokenizer.chat_template:
-        raise UserError("data.template: this model has no chat template; use -S data.template=alpaca")
-    message = {"role": "user", "content": f"{instruction}\n\n{input}" if input else instruction}
-    return cast(str, tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
+    def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raises UserError if 'chat' is asked of a tokenizer without a chat template that can be used."""
+        self._tokenizer = tokenizer
+        self._chat = ChatTemplate(tokenizer) if name == "chat" else None
+        self._marks = self._chat.marks if self._chat else Marks(tokenizer)
 
+    @property
+    def end_tokens(self) -> list[int]:
+        """Ids of the tokens that end an answer; the first closes each response."""
+        return [self._chat.end_token if self._chat else cast(int, self._tokenizer.eos_token_id)]
 
-def prompt_tokens(template: str, tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Token ids of a rendered prompt, with the model's own start token if it uses one, without an end token."""
-    ids = tokenizer(prompt, add_special_tokens=template == "alpaca")["input_ids"]
-    return ids[:-1] if ids and template == "alpaca" and ids[-1] == tokenizer.eos_token_id else ids
+    def stretches(self, turns: Sequence[Turn]) -> list[Stretch]:
+        """The conversation's tokens: prompt and response in turn, from the first prompt to the last response.
 
+        Raises Refused if the template can't render it.
+        """
+        pieces = self._chat.pieces(turns) if self._chat else self._alpaca(turns)
+        cuts = [0, *(i for i in range(1, len(pieces)) if pieces[i].loss != pieces[i - 1].loss), len(pieces)]
+        return [
+            Stretch(
+                ids,
+                "".join(piece.text for piece in pieces[start:end]),
+                "".join(piece.text for piece in pieces[start:end] if not piece.own),
+                pieces[start].loss,
+            )
+            for (start, end), ids in zip(pairwise(cuts), self._ids(pieces, cuts[1:]), strict=True)
+        ]
 
-def response_tokens(tokenizer: PreTrainedTokenizerBase, response: str) -> list[int]:
-    """Token ids of a response, closed by the end-of-sequence token."""
-    return tokenizer(response, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    def question_ids(self, instruction: str, context: str = "") -> list[int]:
+        """Token ids of a question, up to where its answer starts. Raises UserError if the template can't render it."""
+        turns = [Turn("user", instruction, context)]
+        try:
+            pieces = self._chat.pieces(turns, answer_next=True) if self._chat else self._alpaca(turns)
+            return token_ids(self._tokenizer, pieces, self._marks, start=self._chat is None)
+        except Refused as refused:
+            raise UserError(f"--prompt: the model can't take it: {refused}") from None
 
+    def _alpaca(self, turns: Sequence[Turn]) -> list[Piece]:
+        if not alpaca.alternate([*turns, Turn("assistant", "")] if turns[-1].role == "user" else turns):
+            raise Refused("question and answer don't take turns; use -S data.template=chat")
+        return alpaca.pieces(turns, cast(str, self._tokenizer.eos_token))
 
-def parse(text: str) -> tuple[str, str]:
-    """Instruction and input of a prompt typed by a person: bare text, or with Alpaca's '### ' headings."""
-    sections = _SECTIONS.match(text)
-    if not sections:
-        return text.strip(), ""
-    return sections["instruction"].strip(), (sections["input"] or "").strip()
+    def _ids(self, pieces: list[Piece], ends: list[int]) -> list[list[int]]:
+        """Token ids of the pieces up to each of `ends`.
 
-
-def unescape(text: str) -> str:
-    r"""Turn the escape sequences \n \t \r \\ \" \' \uXXXX \xXX that a shell passes on into characters."""
-    return _ESCAPES.sub(lambda match: match[0].encode().decode("unicode_escape"), text)
+        A chat is tokenised as a whole, as its model knows it, unless a token would lie across an end:
+        an answer is always written after its question's tokens.
+        """
+        start = self._chat is None
+        apart = [
+            token_ids(self._tokenizer, pieces[first:last], self._marks, start=start and first == 0)
+            for first, last in pairwise([0, *ends])
+        ]
+        if self._chat is None:
+            return apart
+        upto = [token_ids(self._tokenizer, pieces[:end], self._marks) for end in ends]
+        if any(upto[-1][: len(ids)] != ids for ids in upto):
+            return apart
+        return [after[len(before) :] for before, after in pairwise([[], *upto])]

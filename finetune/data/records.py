@@ -1,158 +1,117 @@
-"""Alpaca records in: read from JSON, JSONL, CSV or Parquet, checked one by one, duplicates removed."""
+"""Records in: read from data files in any known form, checked one by one, duplicates removed."""
 
-import csv
+from __future__ import annotations
+
 import json
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from finetune.data import forms
+from finetune.data.datafiles import Columns, files_at, raw_records
+from finetune.data.turns import Record
 from finetune.errors import UserError
-from finetune.files import write_text
-from finetune.sources.catalogue import DATA_SUFFIXES
+from finetune.files import read_yaml, write_text
+from finetune.places import FACTS
 
 
 @dataclass(frozen=True)
-class Record:
-    """One instruction with its answer. `input` is '' where the instruction stands alone."""
+class Records:
+    """What was read, and what wasn't used of it."""
 
-    instruction: str
-    input: str
-    output: str
-    position: str
-    """File and index, as in 'alpaca.json[17]', counted from 0."""
+    good: list[Record]
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Reason, a key of `forms.EXPLAIN` or 'duplicate', to a count."""
+    unanswered: int = 0
+    """Turns left out because no answer to learn follows them."""
+    ignored: Counter[str] = field(default_factory=Counter)
+    """Column that no form reads, to the records that have one."""
 
 
-def read_records(path: Path, on_bad_record: str) -> tuple[list[Record], Counter[str]]:
-    """Read every data file at `path` (file or folder); return the distinct good records and why others were dropped.
+def read_records(path: Path, on_bad_record: str, columns: Columns = None) -> Records:
+    """Read every data file at `path` (file or folder): the distinct good records, and why others were dropped.
 
-    Records are distinct by instruction and input, white space aside; the first is kept. The counter
-    maps a reason ('not_an_object', 'missing_instruction', 'wrong_type', 'empty_instruction',
-    'empty_output', 'broken_line', 'duplicate') to a count.
+    Records are distinct by all that comes before the last answer, white space aside; the first is kept.
 
     Raises UserError for an unreadable file, for no usable record, and, if `on_bad_record` is
     'error', for the first broken record (a duplicate isn't broken).
     """
-    good: dict[tuple[str, str], Record] = {}
+    good: dict[tuple[str, ...], Record] = {}
     dropped: Counter[str] = Counter()
-    for file in _data_files(path):
-        for index, raw in _read(file):
-            position = f"{file.name}[{index}]"
-            reason = _fault(raw)
-            if reason and on_bad_record == "error":
-                raise UserError(
-                    f"{position}: {_EXPLAIN[reason]}; mend the record, or drop such records: -S data.on_bad_record=drop"
-                )
-            if reason:
-                dropped[reason] += 1
-                continue
-            record = Record(
-                raw["instruction"].strip(), (raw.get("input") or "").strip(), raw["output"].strip(), position
-            )
-            key = (" ".join(record.instruction.split()), " ".join(record.input.split()))
-            if key in good:
-                dropped["duplicate"] += 1
-            else:
-                good[key] = record
-    if not good:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "the files are empty"
-        raise UserError(f"{path}: holds no usable record ({reasons}); records need 'instruction' and 'output' texts")
-    return list(good.values()), dropped
-
-
-def keep_sample(folder: Path, size: int, seed: int) -> None:
-    """Replace the data files in `folder` by one JSON file with at most `size` of their records, drawn by `seed`."""
-    records = [raw for file in _data_files(folder) for _, raw in _read(file) if raw is not _BROKEN]
-    chosen = random.Random(seed).sample(records, min(size, len(records)))
-    for file in _data_files(folder):
-        file.unlink()
-    write_text(folder / "sample.json", json.dumps(chosen, ensure_ascii=False, indent=2))
-
-
-_EXPLAIN = {
-    "not_an_object": "is no object with the keys 'instruction', 'input', 'output'",
-    "broken_line": "is not valid JSON",
-    "missing_instruction": "has no 'instruction'",
-    "missing_output": "has no 'output'",
-    "wrong_type": "has an 'instruction', 'input' or 'output' that is no text",
-    "empty_instruction": "has an empty 'instruction'",
-    "empty_output": "has an empty 'output'",
-}
-
-_BROKEN = object()
-
-
-def _fault(raw: object) -> str | None:
-    if raw is _BROKEN:
-        return "broken_line"
-    if not isinstance(raw, dict):
-        return "not_an_object"
-    for key in ("instruction", "output"):
-        if raw.get(key) is None:
-            return f"missing_{key}"
-    if not all(isinstance(raw.get(key) or "", str) for key in ("instruction", "input", "output")):
-        return "wrong_type"
-    for key in ("instruction", "output"):
-        if not raw[key].strip():
-            return f"empty_{key}"
-    return None
-
-
-def _data_files(path: Path) -> list[Path]:
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in DATA_SUFFIXES)
-    if not files:
-        raise UserError(f"{path}: no {', '.join(DATA_SUFFIXES)} file there; run `python stages/fetch.py` first")
-    if files[0].suffix not in DATA_SUFFIXES:
-        raise UserError(f"{path}: unknown kind of file; give one of {', '.join(DATA_SUFFIXES)}")
-    return files
-
-
-def _read(file: Path) -> Iterator[tuple[int, Any]]:
-    reader = {".json": _read_json, ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}[file.suffix]
-    try:
-        yield from enumerate(reader(file))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text at byte {error.start}; save it as UTF-8") from None
-
-
-def _read_json(file: Path) -> Iterator[object]:
-    try:
-        records = json.loads(file.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{file}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}; "
-            f"mend it, or name it .jsonl if it holds one record a line"
-        ) from None
-    if not isinstance(records, list):
-        raise UserError(f"{file}: must hold a list of records, got {type(records).__name__}")
-    yield from records
-
-
-def _read_jsonl(file: Path) -> Iterator[object]:
-    for line in file.read_text(encoding="utf-8-sig").split("\n"):
-        if not line.strip():
+    ignored: Counter[str] = Counter()
+    unanswered = 0
+    for source, file, index, raw in _every_raw_record(path, columns):
+        position = f"{_name(file, path)}[{index}]"
+        try:
+            reading = forms.read(raw, columns)
+        except forms.BadRecord as bad:
+            dropped[_counted(str(bad), position, on_bad_record)] += 1
             continue
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            yield _BROKEN
+        record = Record(reading.turns, position, reading.form, source)
+        unanswered += reading.unanswered
+        ignored.update(reading.ignored)
+        if good.setdefault(record.question, record) is not record:
+            dropped["duplicate"] += 1
+    if not good:
+        raise UserError(f"{path}: holds no usable record: {_reasons(dropped)}")
+    return Records(list(good.values()), dropped, unanswered, ignored)
 
 
-def _read_csv(file: Path) -> Iterator[object]:
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        try:
-            yield from csv.DictReader(stream)
-        except csv.Error as error:
-            raise UserError(f"{file}: not valid CSV: {error}") from None
+def weights(path: Path) -> dict[str, float]:
+    """Folder -> weight of each source mixed at `path`, as fetch noted it; empty if they aren't weighted."""
+    noted = read_yaml(path / FACTS) if (path / FACTS).is_file() else {}
+    parts = noted.get("sources") or []
+    return {part["folder"]: part["weight"] for part in parts if part["weight"] is not None}
 
 
-def _read_parquet(file: Path) -> Iterator[object]:
-    import pyarrow
-    from pyarrow import parquet
+def keep_sample(folder: Path, size: int, seed: int, columns: Columns = None) -> None:
+    """Replace the data files in `folder` by one JSON file with at most `size` of their records, drawn by `seed`.
 
-    try:
-        yield from parquet.read_table(file).to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{file}: not a Parquet file: {str(error).splitlines()[0]}") from None
+    Of several sources each is sampled so.
+    """
+    for part in _sources(folder):
+        files = files_at(part)
+        records = [
+            raw for file in files for _, raw in raw_records(file, columns) if not isinstance(raw, forms.Unreadable)
+        ]
+        chosen = random.Random(seed).sample(records, min(size, len(records)))
+        for file in files:
+            file.unlink()
+        # Escaped, because half of a surrogate pair can't be written in UTF-8; dates of Parquet become texts.
+        write_text(part / "sample.json", json.dumps(chosen, indent=2, default=str))
+
+
+def _sources(path: Path) -> list[Path]:
+    """The folder of each source mixed at `path`; `path` itself if it is one source."""
+    noted = read_yaml(path / FACTS) if (path / FACTS).is_file() else {}
+    return [path / part["folder"] for part in noted.get("sources") or []] or [path]
+
+
+def _every_raw_record(path: Path, columns: Columns) -> Iterator[tuple[str, Path, int, object]]:
+    """Source's folder, file, index and raw value."""
+    for part in _sources(path):
+        for file in files_at(part):
+            for index, raw in raw_records(file, columns):
+                yield part.name if part != path else "", file, index, raw
+
+
+def _name(file: Path, path: Path) -> str:
+    return file.name if file == path else file.relative_to(path).as_posix()
+
+
+def _counted(reason: str, position: str, on_bad_record: str) -> str:
+    if on_bad_record == "error":
+        raise UserError(
+            f"{position}: {forms.EXPLAIN[reason]}; mend the record, or drop such records: -S data.on_bad_record=drop"
+        )
+    return reason
+
+
+def _reasons(dropped: Counter[str]) -> str:
+    """What was wrong with the records, the most frequent first, and that one explained."""
+    if not dropped:
+        return "the files are empty"
+    counts = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
+    return f"{counts}; a record {forms.EXPLAIN[dropped.most_common(1)[0][0]]}"

@@ -29,8 +29,13 @@ def check_fits(folder: Path, max_length: int) -> None:
 
     Nor can a model be trained that `supported.read_config` refuses.
     """
-    positions = getattr(read_config(folder), "max_position_embeddings", None)
-    if positions and max_length > positions:
+    there_are = positions(folder)
+    if there_are and max_length > there_are:
         raise UserError(
-            f"data.max_length: {max_length} tokens are more than the model's {positions} positions; lower it"
+            f"data.max_length: {max_length} tokens are more than the model's {there_are} positions; lower it"
         )
+
+
+def positions(folder: Path) -> int | None:
+    """How many tokens the model in `folder` takes at most, if it has such a limit."""
+    return getattr(read_config(folder), "max_position_embeddings", None)

