@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from finetune import cli, disk, params, places
-from finetune.sources.catalogue import resolve
+from finetune.sources.catalogue import Sources, names, resolve
 from finetune.sources.fetch import fetch
 
 FREE_GB = {"model": 0.5, "data": 0.05}
@@ -16,11 +16,11 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=["model", "data"], help="fetch only this (default: both)")
     args = parser.parse_args()
     p = params.load({"model.source": args.model_name, "data.source": args.dataset, "data.size": args.size})
-    sources = {"model": places.of_source(p.model.source), "data": _located(p.data.source)}
+    sources: dict[str, Sources] = {"model": places.of_source(p.model.source), "data": _located(p.data.source)}
     wanted = [args.what] if args.what else list(sources)
     targets = {what: _target(what, args.out_dir) for what in wanted}
     for what, target in targets.items():
-        for name in [sources[what]] if isinstance(sources[what], str) else sources[what]:
+        for name in names(sources[what]):
             resolve(what, name)
         disk.check_writable(target, free_gb=FREE_GB[what])
 
@@ -34,13 +34,13 @@ def main() -> None:
         print(f"kept a sample of at most {args.size} records")
 
 
-def _located(names: str | list[str] | dict[str, float]) -> str | list[str] | dict[str, float]:
-    """Each source's name as `places.of_source` finds it."""
-    if isinstance(names, str):
-        return places.of_source(names)
-    if isinstance(names, dict):
-        return {places.of_source(name): weight for name, weight in names.items()}
-    return [places.of_source(name) for name in names]
+def _located(sources: Sources) -> Sources:
+    """The sources, each name as `places.of_source` finds it."""
+    if isinstance(sources, str):
+        return places.of_source(sources)
+    if isinstance(sources, dict):
+        return {places.of_source(name): weight for name, weight in sources.items()}
+    return [places.of_source(name) for name in sources]
 
 
 def _target(what: str, out_dir: Path | None) -> Path:

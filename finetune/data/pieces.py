@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Marks:
     def broken(self, text: str) -> list[str | int]:
         """`text` cut within each of its marks, so that no part holds one whole."""
         cuts = [0, *(match.start() + 1 for match in self._any.finditer(text)), len(text)]
-        return [text[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+        return [text[start:end] for start, end in pairwise(cuts)]
 
     def may_be_in(self, text: str) -> bool:
         """Whether a tokenizer, which may fold case or width, could see a mark in `text`."""
@@ -83,7 +83,8 @@ def token_ids(
         return ids[:-1] if start and ids and ids[-1] == tokenizer.eos_token_id else ids
     parts = [part for piece in pieces for part in (marks.split(piece.text) if piece.own else [piece.text])]
     ids = _start(tokenizer) if start else []
-    for is_text, run in groupby(parts, lambda part: isinstance(part, str)):
+    for is_text, group in groupby(parts, lambda part: isinstance(part, str)):
+        run = list(group)
         ids += _plain(tokenizer, "".join(map(str, run)), marks) if is_text else [int(part) for part in run]
     return ids
 

