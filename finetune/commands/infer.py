@@ -14,7 +14,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     p = params.load({"eval.max_new_tokens": args.max_new_tokens})
 
-    from finetune.data import alpaca, escapes
+    from finetune.commands import escapes
+    from finetune.data import alpaca
     from finetune.data.prompts import Template
     from finetune.evaluation.generation import stream
     from finetune.models import tokenizer as tokenizers

@@ -35,14 +35,14 @@ def test_same_seed_same_bytes_and_another_seed_another_sample(workspace, prepare
 
 
 def test_counts_are_those_of_the_dataset(workspace, prepare, words):
-    splits = prepare(max_length=110)
+    splits = prepare(max_length=135)
     rows = [row for split in splits.values() for row in split]
     metrics = json.loads((workspace / "metrics/data.json").read_text())
     assert metrics["records_read"] == len(words)
     assert metrics["records_kept"] == len(rows) == sum(metrics[f"{name}_records"] for name in splits)
     assert metrics["tokens"] == sum(len(row["input_ids"]) for row in rows)
     assert metrics["response_tokens"] == sum(label != -100 for row in rows for label in row["labels"])
-    assert metrics["length_max"] == max(len(row["input_ids"]) for row in rows) <= 110
+    assert metrics["length_max"] == max(len(row["input_ids"]) for row in rows) <= 135
     assert metrics["truncated_share"] == round(sum(row["truncated"] for row in rows) / len(rows), 4) > 0
 
 
@@ -83,8 +83,13 @@ def test_more_tokens_than_the_model_has_positions_are_refused(workspace, tiny_mo
     write_params(workspace, data={"max_length": 513})
     message = refusal("prepare", "--model_name", tiny_models["gpt2"])
     assert "data.max_length: 513 tokens are more than the model's 512 positions" in message
-    write_params(workspace, eval={"max_new_tokens": 500})
+    small = {"data": {"max_length": 256}}
+    write_params(workspace, **small, eval={"max_new_tokens": 500})
+    before_training = refusal("prepare", "--model_name", tiny_models["gpt2"])
+    assert "eval.max_new_tokens: 500 tokens after a prompt of" in before_training
+    write_params(workspace, **small)
     stage("prepare", "--model_name", tiny_models["gpt2"])
+    write_params(workspace, **small, eval={"max_new_tokens": 500})
     assert "eval.max_new_tokens: 500 tokens after a prompt of" in refusal(
         "eval", "--base", "--model_name", tiny_models["gpt2"]
     )

@@ -5,7 +5,8 @@ import json
 import pytest
 from helpers import refusal, stage, write_params
 
-from finetune.data import prompts
+from finetune.commands.escapes import unescape
+from finetune.data import alpaca
 from finetune.models import tokenizer as tokenizers
 
 RECORD = {"instruction": "Name a colour.", "input": "Not red.", "output": "Blue."}
@@ -101,8 +102,8 @@ def test_a_prompt_without_room_for_a_response_is_dropped_and_counted(workspace, 
     ],
 )
 def test_a_typed_prompt_may_have_headings(typed, instruction, context):
-    assert prompts.parse(typed) == (instruction, context)
+    assert alpaca.parse(typed) == (instruction, context)
 
 
 def test_escape_sequences_of_a_shell():
-    assert prompts.unescape(r"a\nb\tc\\n \"d\" \u00e9 C:\dir 漢字") == 'a\nb\tc\\n "d" é C:\\dir 漢字'
+    assert unescape(r"a\nb\tc\\n \"d\" \u00e9 C:\dir 漢字") == 'a\nb\tc\\n "d" é C:\\dir 漢字'

@@ -106,13 +106,17 @@ def test_duplicates_are_dropped_whatever_their_white_space_and_answer(workspace,
     ("name", "content", "sentence"),
     [
         ("a.json", b'[{"instruction": ]', "not valid JSON at line 1, column 18"),
-        ("a.json", b'{"instruction": "x", "output": "y"}', "must hold a list of records, got dict"),
-        ("a.json", b"[]", "holds no usable record (the files are empty)"),
-        ("a.json", b'[{"output": "x"}]', "holds no usable record (1 missing_instruction)"),
+        (
+            "a.json",
+            b'{"instruction": "x", "output": "y"}',
+            "must hold a list of records, got an object; put square brackets around it",
+        ),
+        ("a.json", b"[]", "holds no usable record: the files are empty"),
+        ("a.json", b'[{"output": "x"}]', "holds no usable record: 1 missing_instruction"),
         ("a.jsonl", b'{"instruction": "caf\xe9"}', "not UTF-8 text at byte 20"),
-        ("a.csv", b"question,answer\nx,y\n", "holds no usable record (1 missing_instruction)"),
+        ("a.csv", b"question,answer\nx,y\n", "its first line names no column that is known"),
         ("a.parquet", b"PAR1 no parquet", "not a Parquet file"),
-        ("a.txt", b"hello", "unknown kind of file; give one of .json, .jsonl, .csv, .parquet"),
+        ("a.txt", b"hello", "unknown kind of file; give one of .json, .jsonl, .csv, .tsv, .parquet"),
     ],
 )
 def test_an_unreadable_file_gets_one_sentence(workspace, prepare_refuses, name, content, sentence):

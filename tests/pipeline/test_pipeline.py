@@ -60,7 +60,7 @@ def test_a_changed_learning_rate_reruns_train_and_eval_only(editable):
     ("group", "key", "value", "stages"),
     [
         ("full", "learning_rate", 0.001, set()),
-        ("eval", "max_new_tokens", 4, {"baseline", "eval"}),
+        ("eval", "max_new_tokens", 4, {"prepare", "baseline", "eval"}),
         ("data", "max_length", 128, {"prepare"}),
         ("lora", "r", 2, {"train"}),
     ],
