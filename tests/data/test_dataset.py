@@ -35,14 +35,14 @@ def test_same_seed_same_bytes_and_another_seed_another_sample(workspace, prepare
 
 
 def test_counts_are_those_of_the_dataset(workspace, prepare, words):
-    splits = prepare(max_length=135)
+    splits = prepare(max_length=128)
     rows = [row for split in splits.values() for row in split]
     metrics = json.loads((workspace / "metrics/data.json").read_text())
     assert metrics["records_read"] == len(words)
     assert metrics["records_kept"] == len(rows) == sum(metrics[f"{name}_records"] for name in splits)
     assert metrics["tokens"] == sum(len(row["input_ids"]) for row in rows)
     assert metrics["response_tokens"] == sum(label != -100 for row in rows for label in row["labels"])
-    assert metrics["length_max"] == max(len(row["input_ids"]) for row in rows) <= 135
+    assert metrics["length_max"] == max(len(row["input_ids"]) for row in rows) <= 128
     assert metrics["truncated_share"] == round(sum(row["truncated"] for row in rows) / len(rows), 4) > 0
 
 
