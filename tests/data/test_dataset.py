@@ -35,14 +35,16 @@ def test_same_seed_same_bytes_and_another_seed_another_sample(workspace, prepare
 
 
 def test_counts_are_those_of_the_dataset(workspace, prepare, words):
-    splits = prepare(max_length=128)
+    long = {"instruction": "Count.", "output": "one two three four " * 60}
+    (workspace / "data/raw/words.json").write_text(json.dumps([*words, long]))
+    splits = prepare(size=49, max_length=150)
     rows = [row for split in splits.values() for row in split]
     metrics = json.loads((workspace / "metrics/data.json").read_text())
-    assert metrics["records_read"] == len(words)
+    assert metrics["records_read"] == len(words) + 1
     assert metrics["records_kept"] == len(rows) == sum(metrics[f"{name}_records"] for name in splits)
     assert metrics["tokens"] == sum(len(row["input_ids"]) for row in rows)
     assert metrics["response_tokens"] == sum(label != -100 for row in rows for label in row["labels"])
-    assert metrics["length_max"] == max(len(row["input_ids"]) for row in rows) <= 128
+    assert metrics["length_max"] == max(len(row["input_ids"]) for row in rows) <= 150
     assert metrics["truncated_share"] == round(sum(row["truncated"] for row in rows) / len(rows), 4) > 0
 
 

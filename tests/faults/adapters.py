@@ -73,7 +73,7 @@ FAULTS: list[Fault] = [
     ),
     targets(
         "an empty name in a list",
-        f"lora.target_modules: the model has no module ''; {LAYERS}",
+        "lora.target_modules: must be all-linear or a list of module names, got ['q_proj', '']",
         "lora",
         target_modules=["q_proj", ""],
     ),
@@ -109,7 +109,7 @@ FAULTS: list[Fault] = [
     ),
     targets(
         "empty text",
-        f"lora.target_modules: the model has no module ''; {LAYERS}",
+        "lora.target_modules: must not be empty",
         "lora",
         target_modules="",
     ),

@@ -248,7 +248,7 @@ FAULTS: list[Fault] = [
 ]
 
 
-def broken_norm(what: str, value: float, loss: str) -> Fault:
+def broken_norm(what: str, value: float) -> Fault:
     """A model whose last norm is nothing but `value`, as after a training that diverged."""
 
     def cause(bench: Bench) -> str:
@@ -263,16 +263,11 @@ def broken_norm(what: str, value: float, loss: str) -> Fault:
         stage("prepare", "--model_name", folder)
         return bench.refused("eval", "--base", "--model_name", folder)
 
-    return Fault(
-        "models",
-        what,
-        f"the model's loss on test record … is {loss}: its weights are no numbers any more, or its sums overflow; train "
-        f"again with a lower methods.….learning_rate, or take another base model",
-        cause,
-    )
+    sentence = "model.source: on … tokens the model's result is no finite number; its weights are damaged"
+    return Fault("models", what, sentence, cause)
 
 
 FAULTS += [
-    broken_norm("weights that are NaN, in eval", float("nan"), "nan"),
-    broken_norm("weights so large that the logits overflow, in eval", 3e38, "nan"),
+    broken_norm("weights that are NaN, in eval", float("nan")),
+    broken_norm("weights so large that the logits overflow, in eval", 3e38),
 ]
