@@ -64,4 +64,14 @@ FAULTS += [
     ),
     without_packages("ja-mecab"),
     without_packages("ko-mecab"),
+    setting(
+        "an empty name in `lora.target_modules`",
+        "lora.target_modules: must be all-linear or a list of module names, got ['q_proj', '']",
+        lora={"target_modules": ["q_proj", ""]},
+    ),
+    setting(
+        "`lora.target_modules: ''`",
+        "lora.target_modules: must not be empty",
+        lora={"target_modules": ""},
+    ),
 ]
