@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from contextlib import suppress
@@ -25,6 +26,8 @@ _REMEDIES = {
     errno.ESTALE: "the network disk lost it; mount it anew, and try again",
 }
 _FULL = "no space left on device"
+_NUMBER = re.compile(r"\(os error ([0-9]+)\)")
+"""How Rust writes the system's number of an error."""
 _LONGEST_PATH = 200
 
 
@@ -70,6 +73,9 @@ def _remedy(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         return _REMEDIES[error.errno]
     # Writers in other languages (safetensors, Arrow) pass on the words of the system, not its number.
+    number = _NUMBER.search(str(error))
+    if number:
+        return _REMEDIES.get(int(number[1]))
     return _REMEDIES[errno.ENOSPC] if _FULL in str(error).lower() else None
 
 
@@ -85,6 +91,7 @@ def _try_to_write(place: Path) -> None:
             raise UserError(f"{folder}: is a file, and a folder is needed there; move it away, or give another path")
         with tempfile.TemporaryFile(dir=folder, suffix=".draft"):
             pass
+    place = Path(os.path.abspath(place))  # `.` has no name
     with suppress(FileNotFoundError):  # a name that is too long is one only when it is looked up
         place.with_name(f".{place.name}.draft").lstat()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune import cli, params, places
+from finetune import cli, disk, params, places
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -24,6 +24,7 @@ def main() -> None:
     p = params.load()
     out = places.places(args.out_dir, places.PREDICTIONS)
     answers_name, metrics_name = ("base", "base") if args.base else ("tuned", "eval")
+    disk.check_writable(out.folder, out.metrics)
 
     from finetune import device, files
     from finetune.data import prepared

@@ -102,6 +102,6 @@ def _table(path: Path) -> pandas.DataFrame:
 def _save(figure: Figure, target: Path) -> None:
     try:
         with whole_file(target) as draft:
-            figure.savefig(draft, format=target.suffix[1:], dpi=110, metadata={"Software": None})
+            figure.savefig(draft, format="png", dpi=110, metadata={"Software": None})
     finally:
         pyplot.close(figure)
