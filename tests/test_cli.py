@@ -128,6 +128,8 @@ def test_a_signal_ends_with_a_sentence_and_without_a_draft(tmp_path, number, sai
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Where the tests themselves run in the background, their children would ignore some of these.
+        preexec_fn=lambda: [signal.signal(one, signal.SIG_DFL) for one in (signal.SIGINT, signal.SIGHUP)],
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)

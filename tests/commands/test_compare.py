@@ -58,7 +58,8 @@ def documented_exp_show() -> list[str]:
     "question", [documented_exp_show(), ["metrics", "show"], ["metrics", "diff", "qlora-1", "full-1"]], ids=" ".join
 )
 def test_dvcs_tables_fit_160_columns(experiments, question):
-    pager = ["--no-pager"] if question[0] == "exp" else []
+    # The race changes method and seed; these experiments change more, and some failed.
+    pager = ["--no-pager", "--drop", r"State|Executor|lora\.r|data\.seed"] if question[0] == "exp" else []
     done = command("dvc", *question, *pager, cwd=experiments, COLUMNS="160")
     assert done.returncode == 0 and "peak_device_gb" in done.stdout and "test_loss" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 160 and "…" not in done.stdout

@@ -5,6 +5,7 @@ import shutil
 import families
 import pytest
 import torch
+import yaml
 from helpers import FAST, stage, write_params
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -104,6 +105,6 @@ def test_an_adapter_from_before_fingerprints_is_read(workspace, tiny_models):
     stage("prepare", "--model_name", tiny_models["llama"])
     stage("train", "--model_name", tiny_models["llama"], "--method", "lora")
     facts = workspace / "models/tuned/facts.yaml"
-    lines = facts.read_text().splitlines(keepends=True)
-    facts.write_text("".join(line for line in lines if not line.startswith(("base_fingerprint", "end_tokens"))))
+    known = yaml.safe_load(facts.read_text())
+    facts.write_text(yaml.safe_dump({k: v for k, v in known.items() if k not in ("base_fingerprint", "end_tokens")}))
     stage("eval")
