@@ -7,6 +7,7 @@ looking for marks, and needs no `{% generation %}` in it.
 from __future__ import annotations
 
 import datetime
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 TODAY = datetime.date(2024, 7, 26)
 """What a template that writes the date takes for today, in training and after, so that the data stay the same. It is
 the day that Llama 3's templates name where they can't ask."""
+
+_DATE = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
 
 _PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")
 
@@ -48,6 +51,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._parts = lru_cache(maxsize=1024)(self._parts_of_roles)
         try:
+            self._template = _dated(tokenizer.get_chat_template())
             *asked, closing = _texts(self._render(_placeholders(("user", "assistant")), False), 2)
             self.marks = Marks(tokenizer, "".join([*asked, closing]))
             mark = self.marks.first(closing)
@@ -108,11 +112,20 @@ class ChatTemplate:
             return cast(
                 str,
                 self._tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=answer_next, strftime_now=TODAY.strftime
+                    messages, chat_template=self._template, tokenize=False, add_generation_prompt=answer_next
                 ),
             )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise Refused(f"it says {str(error).splitlines()[0] if str(error) else type(error).__name__!r}") from None
+
+
+def _dated(template: str) -> str:
+    """The template with `TODAY` where it asks for the date. Raises Refused if it asks in a format of its own making."""
+    # In the text, because transformers hands no function of ours on to a template.
+    dated = _DATE.sub(lambda match: json.dumps(TODAY.strftime(match["format"])), template)
+    if re.search(r"strftime_now\s*\(", dated):
+        raise Refused("it asks for today's date in a format that isn't written out")
+    return dated
 
 
 def _closed(parts: list[_Part]) -> bool:

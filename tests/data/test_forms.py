@@ -25,9 +25,7 @@ FORMS = {
     },
     "sharegpt": {
         "system": SYSTEM,
-        "conversations": [
-            {"from": {"user": "human", "assistant": "gpt"}[role], "value": text} for role, text in TURNS
-        ],
+        "conversations": [{"from": {"user": "human", "assistant": "gpt"}[role], "value": text} for role, text in TURNS],
     },
     "prompt_completion": {
         "prompt": [
