@@ -55,7 +55,7 @@ test-slow: setup ## the shipped model, data and params end to end: ten minutes m
 lint: setup ## style and types
 	ruff check .
 	ruff format --check .
-	mypy finetune stages
+	mypy
 
 compare: setup ## the documents' tables and plots/comparison.html of finished experiments (RUNS='qlora-1 full-1')
 	finetune compare $(RUNS) --publish

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -22,6 +22,9 @@ from finetune.errors import UserError
 from finetune.methods import METHODS
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
     from finetune.costs.meter import Meter
 
 
@@ -30,9 +33,9 @@ class Work:
     """What every contender is given: model, batches' raw material, and settings."""
 
     base: Path
-    tokenizer: object
-    train: object
-    held_out: object
+    tokenizer: "PreTrainedTokenizerBase"
+    train: "Dataset"
+    held_out: "Dataset"
     settings: params.Params
 
 
@@ -106,6 +109,7 @@ def ours(work: Work, method: str, meter: "Meter", *, keep_dequantized: bool = Tr
         settings=replace(work.settings.train, **train_settings),
         method=replace(work.settings.methods[method], epochs=1.0),
         seed=0,
+        packed=True,
         meter=meter,
         log=lambda step, values: losses.append(values["train/loss"]) if "train/loss" in values else None,
     )
@@ -149,7 +153,6 @@ def plain(work: Work, method: str, meter: "Meter", *, dropout: float = 0.05, **c
 
 
 def _peer_model(work: Work, method: str, dtype):
-
     from finetune.models.base import load_base
 
     return load_base(work.base, dtype, work.settings.quantization if METHODS[method].quantized else None)
@@ -160,7 +163,11 @@ def _lora(work: Work, dropout: float):
 
     lora = work.settings.lora
     return LoraConfig(
-        task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, lora_dropout=dropout, target_modules="all-linear"
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft scales by any number
+        lora_dropout=dropout,
+        target_modules="all-linear",
     )
 
 
@@ -203,10 +210,12 @@ def _run(trainer, work: Work) -> Result:
     return Result(seconds, losses, held_out)
 
 
-BEST = dict(gradient_checkpointing=False, train_sampling_strategy="group_by_length", optim="adamw_torch_fused")
+BEST: dict[str, Any] = dict(
+    gradient_checkpointing=False, train_sampling_strategy="group_by_length", optim="adamw_torch_fused"
+)
 """What made TRL fastest here: no activation checkpointing, and batches of like length."""
 
-LEAN = dict(keep_dequantized=False, tokens_per_micro_batch=256, release_freed_memory=True)
+LEAN: dict[str, Any] = dict(keep_dequantized=False, tokens_per_micro_batch=256, release_freed_memory=True)
 """Ours at its smallest short of activation checkpointing."""
 
 CONTENDERS = {

@@ -7,7 +7,9 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -35,12 +37,12 @@ def one_by_one(prompts: list[list[int]], tokenizer, base: Path, max_new_tokens: 
     from finetune.device import compute_dtype
     from finetune.models.base import load_base
 
-    model = load_base(base, compute_dtype(), params.load().quantization)
-    model = PeftModel.from_pretrained(model, places.TUNED).eval()
+    quantized = load_base(base, compute_dtype(), params.load().quantization)
+    model = PeftModel.from_pretrained(quantized, places.TUNED).eval()
 
     def answer(prompt: list[int]) -> str:
         ids = torch.tensor([prompt], device=model.device)
-        output = model.generate(
+        output = cast("Callable[..., torch.Tensor]", model.generate)(
             input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_new_tokens
         )
         return tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True).strip()

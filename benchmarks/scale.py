@@ -66,9 +66,10 @@ def random_model(folder: Path, shape: dict[str, int]) -> Path:
 
 def measure(name: str, sweep: str, value: int, folders: dict[int, Path]) -> dict:
     """One contender at one point of a sweep, over STEPS optimizer steps."""
-    key, _, settings = SWEEPS[sweep]
-    settings = settings | ({key: value} if key != "model" else {"model": folders[value]} if value in folders else {})
-    flags = [text for option, setting in settings.items() for text in (f"--{option}", setting)]
+    key, _, common = SWEEPS[sweep]
+    settings = common if key == "model" else common | {key: value}
+    model = {"model": folders[value]} if key == "model" and value in folders else {}
+    flags = [text for option, setting in (settings | model).items() for text in (f"--{option}", setting)]
     done = workers.run("contenders.py", name, "--fill", "--records", STEPS * settings["batch_size"], *flags)
     print(f"{name}, {sweep}, {value}: {done['tokens_per_second']} tokens/s", file=sys.stderr, flush=True)
     return {"name": name, "sweep": sweep, "value": value} | {
