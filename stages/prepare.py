@@ -36,7 +36,7 @@ def main() -> None:
         weights=records.weights(raw),
         on_bad_record=p.data.on_bad_record,
     )
-    splits = dataset.split(rows, validation=p.data.validation, test=p.data.test)
+    splits = dataset.split(rows, validation=p.data.validation, test=p.data.test, dropped=read.dropped + dropped)
     checks.check_an_end_is_learnt(splits["train"], template.end_tokens[0], p.data.max_length)
     checks.check_answers_fit(splits["test"], p.eval.max_new_tokens, tokenizers.positions(base))
     statistics = dataset.statistics(splits, read, dropped, made_of) | checks.losses_of_text(rows, tokenizer)

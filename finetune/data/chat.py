@@ -7,7 +7,6 @@ looking for marks, and needs no `{% generation %}` in it.
 from __future__ import annotations
 
 import datetime
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 TODAY = datetime.date(2024, 7, 26)
 """What a template that writes the date takes for today, in training and after, so that the data stay the same. It is
 the day that Llama 3's templates name where they can't ask."""
-
-_DATE = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
 
 _PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")
 
@@ -51,7 +48,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._parts = lru_cache(maxsize=1024)(self._parts_of_roles)
         try:
-            self._template = _dated(tokenizer.get_chat_template())
+            self._template = _dated(_source(tokenizer))
             *asked, closing = _texts(self._render(_placeholders(("user", "assistant")), False), 2)
             self.marks = Marks(tokenizer, "".join([*asked, closing]))
             mark = self.marks.first(closing)
@@ -106,8 +103,6 @@ class ChatTemplate:
         return [*parts, _Part(texts[-1])], ""
 
     def _render(self, messages: list[dict[str, str]], answer_next: bool) -> str:
-        import jinja2
-
         try:
             return cast(
                 str,
@@ -115,17 +110,29 @@ class ChatTemplate:
                     messages, chat_template=self._template, tokenize=False, add_generation_prompt=answer_next
                 ),
             )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        except Exception as error:  # a template is a program of the model's author, and fails as it likes
             raise Refused(f"it says {str(error).splitlines()[0] if str(error) else type(error).__name__!r}") from None
 
 
+def _source(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's template for chats; some have several, of which one is named 'default'."""
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError:
+        raise Refused("it has several templates, and none named default") from None
+
+
 def _dated(template: str) -> str:
-    """The template with `TODAY` where it asks for the date. Raises Refused if it asks in a format of its own making."""
-    # In the text, because transformers hands no function of ours on to a template.
-    dated = _DATE.sub(lambda match: json.dumps(TODAY.strftime(match["format"])), template)
-    if re.search(r"strftime_now\s*\(", dated):
-        raise Refused("it asks for today's date in a format that isn't written out")
-    return dated
+    """The template, in which the function that asks for the date answers with `TODAY`."""
+    if "strftime_now" not in template:
+        return template
+    # As a macro of the template's own, because transformers hands no function of ours on. A line of its own lets
+    # Jinja see the template's first line as it was.
+    codes = "aAbBcdfGHIjmMpSuUVwWxXyYzZ"
+    known = {"%%": "\0"} | {f"%{code}": TODAY.strftime(f"%{code}") for code in codes} | {"%-d": str(TODAY.day)}
+    known |= {"%-m": str(TODAY.month), "%F": TODAY.isoformat(), "\0": "%"}
+    filters = "".join(f"|replace({code!r}, {value!r})" for code, value in known.items())
+    return f"{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}\n{template}"
 
 
 def _closed(parts: list[_Part]) -> bool:

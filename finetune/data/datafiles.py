@@ -7,12 +7,16 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from finetune.data import forms
 from finetune.data.forms import Unreadable
 from finetune.data.tables import read_table
 from finetune.errors import UserError
 from finetune.sources.catalogue import DATA_SUFFIXES, data_files, data_suffix
+
+if TYPE_CHECKING:
+    from pyarrow import ChunkedArray
 
 Columns = dict[str, str] | None
 
@@ -36,7 +40,7 @@ def raw_records(file: Path, columns: Columns) -> Iterator[tuple[int, Any]]:
     """
     kind = data_suffix(file).removesuffix(".gz")
     if kind == ".parquet":
-        yield from enumerate(_read_parquet(file))
+        yield from enumerate(_read_parquet(file, columns))
         return
     text = _text(file)
     if not text.strip():
@@ -128,8 +132,11 @@ def _records(file: Path, value: Any) -> list[Any]:
         raise UserError(
             f"{file}: holds several lists ({', '.join(lists)}); put the records of one of them into a file of its own"
         )
-    kind = "an object" if isinstance(value, dict) else type(value).__name__
-    raise UserError(f"{file}: must hold a list of records, got {kind}; put square brackets around it")
+    kinds = {dict: "an object", str: "a text", bool: "true or false", type(None): "null"}
+    raise UserError(
+        f"{file}: must hold a list of records, [{{…}}, {{…}}], got {kinds.get(type(value), 'a number')}; "
+        f"write it as such a list, or one record a line"
+    )
 
 
 def _is_a_record(value: dict[str, Any]) -> bool:
@@ -154,17 +161,25 @@ def _first_line(text: str) -> str:
     return next((line for line in text.split("\n") if line.strip()), "")
 
 
-def _read_parquet(file: Path) -> Iterator[Any]:
+def _column(column: ChunkedArray, *, read: bool) -> list[Any]:
+    """A column's values; of one that isn't read only whether there is one, since Python may have no such value."""
+    return column.to_pylist() if read else [True if there else None for there in column.is_valid().to_pylist()]
+
+
+def _read_parquet(file: Path, columns: Columns) -> Iterator[Any]:
     import pyarrow
     from pyarrow import parquet
 
+    known = {*forms.COLUMNS, *(columns or {}).values()}
     try:
-        table = parquet.read_table(file)
+        # Not `read_table`, which adds columns that it reads out of a path such as lang=en/a.parquet.
+        table = parquet.ParquetFile(file).read()
         names = table.column_names
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise UserError(f"{file}: has the column {twice[0]!r} twice; rename one of the two")
-        yield from table.to_pylist()
+        values = {name: _column(table[name], read=forms.is_known(name, known)) for name in names}
+        yield from ({name: values[name][row] for name in names} for row in range(table.num_rows))
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise UserError(f"{file}: not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
 

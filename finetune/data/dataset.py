@@ -107,14 +107,16 @@ def _quotas(weights: dict[str, float], size: int) -> dict[str, int]:
     return quotas
 
 
-def split(rows: list[dict], *, validation: float, test: float) -> dict[str, list[dict]]:
+def split(rows: list[dict], *, validation: float, test: float, dropped: Counter[str]) -> dict[str, list[dict]]:
     """Cut rows (already in random order) into train, validation and test; each gets at least one row.
 
-    Raises UserError if there are fewer than three.
+    Raises UserError if there are fewer than three; it names what `dropped` counts.
     """
     if len(rows) < len(SPLITS):
+        counts = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common()) or "none"
         raise UserError(
-            f"data: {len(rows)} usable records are too few to split in three; raise data.size or data.max_length"
+            f"data: {len(rows)} usable records are too few to split in three (dropped: {counts}); give more, mend "
+            f"those, or raise data.max_length if they are too long"
         )
     n_validation, n_test = (max(1, round(share * len(rows))) for share in (validation, test))
     held_out = n_validation + n_test

@@ -7,11 +7,13 @@ Alpaca's (instruction, input, output, and LLaMA-Factory's system and history), O
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from finetune.data.turns import Turn
+
+_MESSAGE_KEYS = {"role", "from", "content", "value", "weight", "tools", "tool_calls", "function_call"}
 
 _ROLES = {
     "system": ("system", "developer"),
@@ -94,16 +96,44 @@ def read(raw: object, columns: dict[str, str] | None) -> Reading:
         if all(key in values for key in form.needs):
             turns = [turn for turn in form.turns(values) if turn.role != "system" or turn.text]
             answered = _answered(turns)
-            ignored = tuple(str(key) for key in values if key not in (*form.needs, *form.may_have))
+            unread = [str(key) for key in values if key not in (*form.needs, *form.may_have)]
+            unread += [f"{column}.{key}" for column in form.needs for key in _unread_keys(values[column])]
+            ignored = tuple(_printable(key) for key in unread)
             return Reading(name, tuple(turns[:answered]), len(turns) - answered, ignored)
     raise BadRecord(_what_is_missing(values))
 
 
 def _known_names(raw: dict, columns: dict[str, str]) -> dict[str, Any]:
     """The columns that hold something, `columns` renamed; null, and the NaN that pandas writes for it, mean absent."""
-    renamed = {key: value for key, value in raw.items() if key not in columns.values()}
+    renamed = {
+        key if _folded(key) in (raw.keys() | columns.keys()) else _folded(key): value
+        for key, value in raw.items()
+        if key not in columns.values()
+    }
     renamed |= {known: raw[own] for known, own in columns.items() if own in raw}
     return {key: value for key, value in renamed.items() if value is not None and value == value}
+
+
+def is_known(name: str, known: Collection[str]) -> bool:
+    """Whether a column of this name is read, given the names that are."""
+    return name in known or _folded(name) in known
+
+
+def _folded(name: Any) -> Any:
+    """The column that a name such as 'Instruction' means; the name itself if it means none."""
+    folded = name.strip().lower() if isinstance(name, str) else name
+    return folded if folded in COLUMNS else name
+
+
+def _unread_keys(messages: Any) -> set[str]:
+    """Keys of messages, such as 'reasoning_content', that hold something and aren't read."""
+    dicts = [message for message in messages if isinstance(message, dict)] if isinstance(messages, list) else []
+    return {str(key) for message in dicts for key, value in message.items() if value is not None} - _MESSAGE_KEYS
+
+
+def _printable(name: str) -> str:
+    """A column's name as a text file can hold it."""
+    return name.encode(errors="backslashreplace").decode() or "(no name)"
 
 
 def _what_is_missing(values: dict[str, Any]) -> str:

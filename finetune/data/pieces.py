@@ -59,9 +59,10 @@ class Marks:
             end = match.end()
         return [part for part in [*parts, text[end:]] if part != ""]
 
-    def broken(self, text: str) -> list[str | int]:
-        """`text` cut within each of its marks, so that no part holds one whole."""
-        cuts = [0, *(match.start() + 1 for match in self._any.finditer(text)), len(text)]
+    def broken(self, text: str, ids: set[int]) -> list[str]:
+        """`text` cut within each of its marks with one of `ids`, so that no part holds one of them whole."""
+        found = (match for match in self._any.finditer(text) if self.ids[match[0]] in ids)
+        cuts = [0, *(match.start() + 1 for match in found), len(text)]
         return [text[start:end] for start, end in pairwise(cuts)]
 
     def may_be_in(self, text: str) -> bool:
@@ -94,10 +95,13 @@ def _plain(tokenizer: PreTrainedTokenizerBase, text: str, marks: Marks) -> list[
     forbidden = set(marks.ids.values())
     if tokenizer.unk_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
         forbidden.discard(tokenizer.unk_token_id)
-    for parts in ([text], marks.broken(text)):
-        ids = [id_ for part in parts for id_ in _without_special(tokenizer, str(part))]
-        if forbidden.isdisjoint(ids):
-            return ids
+    ids = _without_special(tokenizer, text)
+    if not forbidden.isdisjoint(ids):
+        # Those that the tokenizer doesn't call special.
+        parts = marks.broken(text, forbidden.intersection(ids))
+        ids = [id_ for part in parts for id_ in _without_special(tokenizer, part)]
+    if forbidden.isdisjoint(ids):
+        return ids
     raise Refused("the tokenizer reads a special token in it, whatever is done")
 
 

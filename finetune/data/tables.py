@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from finetune.data import forms
 from finetune.data.forms import COLUMNS, Unreadable
 from finetune.errors import UserError
 
 DELIMITERS = (",", "\t", ";", "|")
 
-_SWALLOWED = 3
-"""So many lines in the midst of one cell, each of them a whole row by itself, are an unclosed quote's doing."""
+_SWALLOWED = 2
+"""So many lines of one cell, each of them a whole row by itself, are an unclosed quote's doing."""
+
+_EXCELS_LINE = re.compile(r"\A\ufeff?sep=.\r?\n")
+"""Excel's own way to name the delimiter, which the header says as well."""
 
 _LARGEST_CELL = 2**31 - 1
 """Python's csv refuses a cell above 131,072 characters by default; a C long on Windows has 32 bits."""
@@ -26,6 +31,7 @@ def read_table(file: Path, text: str, columns: dict[str, str] | None) -> Iterato
     Raises UserError for a first line that names no known column or one twice, and for quotes that don't close.
     """
     csv.field_size_limit(_LARGEST_CELL)
+    text = _EXCELS_LINE.sub("", text)
     known = {*COLUMNS, *(columns or {}).values()}
     delimiter = _delimiter(text, known)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -33,7 +39,7 @@ def read_table(file: Path, text: str, columns: dict[str, str] | None) -> Iterato
     started = 1
     try:
         for row in rows:
-            _check_no_row_was_swallowed(file, row, delimiter, started)
+            _check_no_row_was_swallowed(file, row, len(header or row), delimiter, started)
             started = rows.line_num + 1
             if not any(cell.strip() for cell in row):
                 continue
@@ -58,13 +64,13 @@ def _delimiter(text: str, known: set[str]) -> str:
     first = next((line for line in text.splitlines() if line.strip()), "")
 
     def named(delimiter: str) -> int:
-        return sum(cell.strip().strip('"') in known for cell in first.split(delimiter))
+        return sum(forms.is_known(cell.strip().strip('"'), known) for cell in first.split(delimiter))
 
     return max(DELIMITERS, key=named)
 
 
 def _checked_header(file: Path, names: list[str], known: set[str]) -> list[str]:
-    if not known & set(names):
+    if not any(forms.is_known(name, known) for name in names):
         raise UserError(
             f"{file}: its first line names no column that is known ({', '.join(sorted(known))}); put the columns' names "
             f"there, or name your own with -S 'data.columns={{instruction: …, output: …}}'"
@@ -75,18 +81,39 @@ def _checked_header(file: Path, names: list[str], known: set[str]) -> list[str]:
     return names
 
 
-def _check_no_row_was_swallowed(file: Path, row: list[str], delimiter: str, started: int) -> None:
-    for cell in row:
-        within = cell.splitlines()[1:-1]
-        if len(within) >= _SWALLOWED and len(row) > 1 and all(_is_a_row(line, len(row), delimiter) for line in within):
+def _check_no_row_was_swallowed(file: Path, row: list[str], columns: int, delimiter: str, started: int) -> None:
+    for index, cell in enumerate(row):
+        swallowed = _rows_within(
+            cell.splitlines(), columns, delimiter, columns - index if len(row) == columns else None
+        )
+        if swallowed >= _SWALLOWED:
             raise UserError(
-                f"{file}: the record that starts at line {started} has a cell that holds {len(within)} whole rows, so a "
+                f"{file}: the record that starts at line {started} has a cell that holds {swallowed} whole rows, so a "
                 f"quote before them isn't closed; close it, or give the file as JSON if the cell is meant so"
             )
 
 
+def _rows_within(lines: list[str], columns: int, delimiter: str, left: int | None) -> int:
+    """How many of a cell's lines are rows that a quote swallowed; 0 if the cell may well be meant so.
+
+    `left` is the number of columns from the cell's on, None in a row that has too many or too few cells.
+    """
+    if len(lines) < 2:
+        return 0
+    first, *within, last = lines
+    closed_by_a_row = _is_a_row(last, columns, delimiter)
+    if not all(_is_a_row(line, columns, delimiter) for line in within):
+        return 0
+    # The quote swallowed the rest of its own row as well; in the last column it can only close at another row's end.
+    if left is not None and not (closed_by_a_row if left == 1 else _is_a_row(first, left, delimiter)):
+        return 0
+    return len(within) + closed_by_a_row
+
+
 def _is_a_row(line: str, cells: int, delimiter: str) -> bool:
+    """Whether a line is a row of so many cells as a program writes it: prose has a space after its commas."""
     try:
-        return [len(row) for row in csv.reader([line], delimiter=delimiter, strict=True)] == [cells]
+        rows = list(csv.reader([line], delimiter=delimiter, strict=True))
     except csv.Error:
         return False
+    return cells > 1 and [len(row) for row in rows] == [cells] and not any(cell[:1].isspace() for cell in rows[0][1:])
