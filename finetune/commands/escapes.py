@@ -11,9 +11,12 @@ _TEX = (
     "tan|tanh|tau|text[a-z]*|tfrac|theta|thickapprox|tilde|times|to|top|triangle|"
     "rangle|rceil|ref|renewcommand|rfloor|rho|right[a-zA-Z]*|rightarrow|rm"
 )
+_DRIVE = r"(?:[B-PR-Zb-pr-z]:\\|\\\\(?=[\w.-]+\\))"
 _TOKENS = re.compile(
     # Kept: a path of Windows or of a share (not A: and Q:, as in 'Q:\nWhy?'), and commands of TeX …
-    r"(?P<kept>(?<![^\s\"'(=])(?:[B-PR-Zb-pr-z]:\\|\\\\(?=\w))(?:(?!(?:\\n)+### )[^\s?*<>|\":])*"
+    # In quotes a path may hold spaces; one may also follow an escape, as the first word of a line does.
+    rf"(?P<kept>(?<=[\"']){_DRIVE}[^\"']*(?=[\"'])"
+    rf"|(?:(?<![^\s\"'(=/])|(?<=\\[ntr])){_DRIVE}(?:(?!(?:\\n)+### )[^\s?*<>|\":])*"
     rf"|\\(?:{_TEX})(?![a-zA-Z]))"
     # … while these become characters.
     r"|\\(?P<escape>[ntr\\\"']|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|x[0-9a-fA-F]{2})"

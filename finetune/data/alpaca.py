@@ -22,7 +22,7 @@ _WITHOUT_INPUT = (
 # A heading counts at the start of a line only, and in its order, so that a prompt may speak of headings.
 _TYPED = re.compile(
     rf"\A\s*(?:{re.escape(_WITH_INPUT.strip())}|{re.escape(_WITHOUT_INPUT.strip())})?\s*"
-    r"^### Instruction:(?P<instruction>.*?)"
+    r"### Instruction:(?P<instruction>.*?)"
     r"(?:^### Input:(?P<input>.*?))?"
     r"(?:^### Response:\s*)?\Z",
     re.DOTALL | re.MULTILINE,
