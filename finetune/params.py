@@ -264,8 +264,11 @@ def _check_data_source(source: str | list | dict) -> None:
     if len(set(names)) < len(names):
         raise UserError(f"data.source: names a source twice: {', '.join(map(quoted, names))}; take one out")
     for name, weight in source.items() if isinstance(source, dict) else []:
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-            raise UserError(f"data.source: the weight of {name} must be a number above 0, got {quoted(weight)}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= LARGEST:
+            raise UserError(
+                f"data.source: the weight of {quoted(name)} must be a number above 0 and at most {LARGEST}, got "
+                f"{quoted(weight)}"
+            )
 
 
 def _check_columns(columns: dict | None) -> None:

@@ -71,7 +71,10 @@ def sample(
     left = Counter(_quotas(weights, size))
     rows: list[dict] = []
     dropped: Counter[str] = Counter()
-    made_of: Counter[str] = Counter()
+    # A source that gives nothing is named as well.
+    made_of = Counter(
+        {f"source_{source}": 0 for source in {*weights, *(record.source for record in records)} if source}
+    )
     refusal = ""
     for record in (records[index] for index in order):
         if weights and not left[record.source]:

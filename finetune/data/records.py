@@ -13,8 +13,8 @@ from finetune.data import forms
 from finetune.data.datafiles import Columns, files_at, raw_records
 from finetune.data.turns import Record
 from finetune.errors import UserError
-from finetune.files import read_yaml, write_text
-from finetune.places import FACTS
+from finetune.files import write_text
+from finetune.sources.provenance import provenance
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,7 @@ def read_records(path: Path, on_bad_record: str, columns: Columns = None) -> Rec
 
 def weights(path: Path) -> dict[str, float]:
     """Folder -> weight of each source mixed at `path`, as fetch noted it; empty if they aren't weighted."""
-    noted = read_yaml(path / FACTS) if (path / FACTS).is_file() else {}
-    parts = noted.get("sources") or []
-    return {part["folder"]: part["weight"] for part in parts if part["weight"] is not None}
+    return {part["folder"]: part["weight"] for part in _parts(path) if part["weight"] is not None}
 
 
 def keep_sample(folder: Path, size: int, seed: int, columns: Columns = None) -> None:
@@ -85,8 +83,12 @@ def keep_sample(folder: Path, size: int, seed: int, columns: Columns = None) -> 
 
 def _sources(path: Path) -> list[Path]:
     """The folder of each source mixed at `path`; `path` itself if it is one source."""
-    noted = read_yaml(path / FACTS) if (path / FACTS).is_file() else {}
-    return [path / part["folder"] for part in noted.get("sources") or []] or [path]
+    return [path / part["folder"] for part in _parts(path)] or [path]
+
+
+def _parts(path: Path) -> list[dict]:
+    """What fetch noted of each source mixed at `path`."""
+    return provenance(path).get("sources", [])
 
 
 def _every_raw_record(path: Path, columns: Columns) -> Iterator[tuple[str, Path, int, object]]:

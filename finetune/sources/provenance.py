@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from finetune.files import read_yaml, write_yaml
+from finetune import yaml_file
+from finetune.files import write_yaml
 from finetune.places import FACTS
 from finetune.sources.catalogue import HubRepo, LocalPath, PackageFile, Source
 
@@ -25,7 +26,8 @@ def write_provenance(name: str, source: Source, folder: Path) -> None:
 
 def provenance(folder: Path) -> dict:
     """What `fetch` noted about the contents of `folder`, or what little is known of a folder or file of the user's."""
-    facts = read_yaml(folder / FACTS) if (folder / FACTS).exists() else {}
-    if "source" in facts:  # those of a fine-tuned model say other things
+    facts = yaml_file.read(folder / FACTS) if (folder / FACTS).is_file() else {}
+    # Those of a fine-tuned model say other things, and a file of that name among the user's may say anything.
+    if isinstance(facts, dict) and {"source", "licence"} <= facts.keys():
         return facts
     return {"source": folder.name, "licence": LocalPath.licence}

@@ -336,7 +336,7 @@ FAULTS = [
     a_source(
         "a weight of 0",
         {"a.json": 0, "b.json": 1},
-        "data.source: the weight of a.json must be a number above 0, got 0",
+        "data.source: the weight of 'a.json' must be a number above 0 and at most 1000000000, got 0",
     ),
     a_source(
         "an empty list of sources",
