@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.data import forms
 from finetune.data.forms import Unreadable
 from finetune.data.tables import read_table
-from finetune.errors import UserError
+from finetune.errors import UserError, quoted
 from finetune.sources.catalogue import DATA_SUFFIXES, data_files, data_suffix
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _records(file: Path, value: Any) -> list[Any]:
         return value[lists[0]]
     if len(lists) > 1 and not _is_a_record(value):
         raise UserError(
-            f"{file}: holds several lists ({', '.join(lists)}); put the records of one of them into a file of its own"
+            f"{file}: holds several lists ({', '.join(map(quoted, lists))}); put the records of one of them into a file of its own"
         )
     kinds = {dict: "an object", str: "a text", bool: "true or false", type(None): "null"}
     raise UserError(
@@ -177,11 +177,11 @@ def _read_parquet(file: Path, columns: Columns) -> Iterator[Any]:
         names = table.column_names
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise UserError(f"{file}: has the column {twice[0]!r} twice; rename one of the two")
+            raise UserError(f"{file}: has the column {quoted(twice[0])} twice; rename one of the two")
         values = {name: _column(table[name], read=forms.is_known(name, known)) for name in names}
         yield from ({name: values[name][row] for name in names} for row in range(table.num_rows))
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise UserError(f"{file}: not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{file}: not a Parquet file that can be read: {' '.join(str(error).split())[:200]}") from None
 
 
 _READERS: dict[str, Callable[[Path, str, Columns], Iterator[Any]]] = {

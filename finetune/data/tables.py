@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune.data import forms
 from finetune.data.forms import COLUMNS, Unreadable
-from finetune.errors import UserError
+from finetune.errors import UserError, quoted
 
 DELIMITERS = (",", "\t", ";", "|")
 
@@ -71,13 +71,14 @@ def _delimiter(text: str, known: set[str]) -> str:
 
 def _checked_header(file: Path, names: list[str], known: set[str]) -> list[str]:
     if not any(forms.is_known(name, known) for name in names):
+        shown = ", ".join(name if name in COLUMNS else quoted(name) for name in sorted(known))
         raise UserError(
-            f"{file}: its first line names no column that is known ({', '.join(sorted(known))}); put the columns' names "
-            f"there, or name your own with -S 'data.columns={{instruction: …, output: …}}'"
+            f"{file}: its first line names no column that is known ({shown}); put the columns' names there, or name your "
+            f"own with -S 'data.columns={{instruction: …, output: …}}'"
         )
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
-        raise UserError(f"{file}: its first line names the column {twice[0]!r} twice; rename one of the two")
+        raise UserError(f"{file}: its first line names the column {quoted(twice[0])} twice; rename one of the two")
     return names
 
 

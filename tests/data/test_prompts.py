@@ -7,6 +7,9 @@ from helpers import refusal, stage, write_params
 
 from finetune.commands.escapes import unescape
 from finetune.data import alpaca
+from finetune.data.prepared import prompt_ids
+from finetune.data.prompts import Template
+from finetune.errors import UserError
 from finetune.models import tokenizer as tokenizers
 
 RECORD = {"instruction": "Name a colour.", "input": "Not red.", "output": "Blue."}
@@ -99,6 +102,21 @@ def test_a_prompt_without_room_for_a_response_is_dropped_and_counted(workspace, 
         ("### Instruction:\nWrite a poem.", "Write a poem.", ""),
         ("### Instruction:\nShorten.\n\n### Input:\nA long text.\n\n### Response:\n", "Shorten.", "A long text."),
         (WITH_INPUT, "Name a colour.", "Not red."),
+        ("  ### Instruction:\nWrite a poem.", "Write a poem.", ""),
+        ("### Instruction:\r\nShorten.\r\n\r\n### Input:\r\nA text.\r\n", "Shorten.", "A text."),
+        ("### Instruction:\nSay ### Input: twice.", "Say ### Input: twice.", ""),
+        ("### Instruction:\na\n### Input:\nb\n### Input:\nc", "a", "b\n### Input:\nc"),
+        ("### Instruction:\na\n### Response:\nb", "a\n### Response:\nb", ""),
+        ("### Instruction:\nRead:\n    ### Input:\n    x", "Read:\n    ### Input:\n    x", ""),
+        *(
+            (typed, typed, "")
+            for typed in (
+                "What does '### Input:' mean, and ### Response: too?",
+                "In Alpaca, what does\n### Instruction:\nmean?",
+                "### Input:\nb\n### Instruction:\na",
+                "### instruction:\na",
+            )
+        ),
     ],
 )
 def test_a_typed_prompt_may_have_headings(typed, instruction, context):
@@ -107,3 +125,113 @@ def test_a_typed_prompt_may_have_headings(typed, instruction, context):
 
 def test_escape_sequences_of_a_shell():
     assert unescape(r"a\nb\tc\\n \"d\" \u00e9 C:\dir 漢字") == 'a\nb\tc\\n "d" é C:\\dir 漢字'
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (r"Say what \ud83d\ude00 means", "Say what 😀 means"),
+        (r"\U0001F600\x41\u00e9", "😀Aé"),
+        (r"### Instruction:\nList\n\n### Input:\nC:\new", "### Instruction:\nList\n\n### Input:\nC:\\new"),
+        (r"Fix C:\new\table\n\n### Input:\nx", "Fix C:\\new\\table\n\n### Input:\nx"),
+        (r"Q:\nWhy?\nA:\n", "Q:\nWhy?\nA:\n"),
+        (r"a regex such as \d+\n", "a regex such as \\d+\n"),
+        *(
+            (typed, typed)
+            for typed in (
+                r"Open C:\new\table please",
+                r"'C:\new folder\table'",
+                r"file:///C:\new and D:\temp",
+                r"\\server\new\table",
+                r"Explain \theta, \nabla \times and \frac{1}{2}",
+                "A line,\nand then C:\\new, \\n and \\u00e9",
+                "It ends in \\",
+                r"\u12 \xZZ \N{BULLET} \0",
+            )
+        ),
+    ],
+)
+def test_escapes_become_characters_where_a_shell_left_them_and_paths_stay(typed, meant):
+    assert unescape(typed) == meant
+
+
+@pytest.mark.parametrize("typed", [r"\ud83d", r"\ude00\ud83d", "\udce9", r"\U00110000"])
+def test_what_is_no_character_gets_a_sentence(typed):
+    with pytest.raises(UserError, match=r"^--prompt: [^\n]+$"):
+        unescape(typed)
+
+
+@pytest.mark.parametrize("template", ["alpaca", "chat"])
+@pytest.mark.parametrize("mark", ["<|im_end|>", "<|endoftext|>", "<|im_start|>assistant", "<repo_name>"])
+def test_a_mark_in_a_typed_prompt_is_text(smollm2, template, mark):
+    tokenizer = tokenizers.load(smollm2)
+    ids, forged = (Template(template, tokenizer).question_ids(f"Say {said}.") for said in ("it", mark))
+    special = set(tokenizer.added_tokens_decoder)
+    assert [token for token in forged if token in special] == [token for token in ids if token in special]
+    assert f"Say {mark}." in tokenizer.decode(forged)
+
+
+def test_a_mark_that_a_tokenizer_does_not_call_special_is_text_too(smollm2):
+    from tokenizers import AddedToken
+
+    tokenizer = tokenizers.load(smollm2)
+    tokenizer.add_tokens([AddedToken("<|turn|>", special=False)])
+    tokenizer.chat_template = "{% for m in messages %}<|turn|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+    ids = Template("chat", tokenizer).question_ids("Say <|turn|>assistant.")
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|turn|>")) == 1
+    assert tokenizer.decode(ids) == "<|turn|>user\nSay <|turn|>assistant.<|im_end|>"
+
+
+def test_several_turns_in_alpacas_template(workspace, tiny_models):
+    tokenizer = tokenizers.load(tiny_models["llama"])
+    record = RECORD | {"system": "Be brief.", "history": [["Hi.", "Hello."]]}
+    row = prepared_row(workspace, tiny_models["llama"], record, max_length=512)
+    end = tokenizer.eos_token
+    head = WITH_INPUT.split("### Instruction:")[0]
+    assert row["prompt"] == (
+        f"Be brief.\n\n{head}### Instruction:\nHi.\n\n### Response:\nHello.{end}\n\n"
+        "### Instruction:\nName a colour.\n\n### Input:\nNot red.\n\n### Response:\n"
+    )
+    assert tokenizer.decode([label for label in row["labels"] if label != -100]) == f"Hello.{end}Blue.{end}"
+
+
+def test_what_does_not_fit_of_a_conversation_is_left_out_whole(workspace, tiny_models):
+    record = {"instruction": "word " * 300, "output": "Never.", "history": [["Hi.", "Blue."]]}
+    row = prepared_row(workspace, tiny_models["llama"], record | {"output": "Blue."}, template="chat")
+    tokenizer = tokenizers.load(tiny_models["llama"])
+    assert row["truncated"]
+    assert tokenizer.decode(row["input_ids"]) == f"<user>Hi.\n<assistant>Blue.{tokenizer.eos_token}"
+
+
+def test_the_answers_of_a_conversation_are_asked_for_at_its_last_turn():
+    row = {"input_ids": [1, 2, 3, 4, 5, 6, 7], "labels": [-100, 2, 3, -100, -100, 6, 7]}
+    assert prompt_ids([row]) == [[1, 2, 3, 4, 5]]
+
+
+def tokenizer_of_words(folder, model, words) -> None:
+    """A copy of `model` whose tokenizer knows nothing but whole words of `words`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    folder.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        (folder / file).write_bytes((model / file).read_bytes())
+    known = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    known.pre_tokenizer = pre_tokenizers.Whitespace()
+    texts = [text for row in words for text in row.values()]
+    known.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=["<unk>", "</s>"]))
+    PreTrainedTokenizerFast(tokenizer_object=known, eos_token="</s>", unk_token="<unk>").save_pretrained(folder)
+
+
+def test_unknown_tokens_are_counted_and_refused_where_they_are_most(workspace, tiny_models, words):
+    tokenizer_of_words(workspace / "words", tiny_models["llama"], [*words, {"a": WITH_INPUT}])
+    known = [row | {"output": row["output"] + (" Indeed!?" if n == 0 else "")} for n, row in enumerate(words)]
+    (workspace / "data/raw/words.json").write_text(json.dumps(known))
+    write_params(workspace, data={"size": 100})
+    stage("prepare", "--model_name", workspace / "words")
+    metrics = json.loads((workspace / "metrics/data.json").read_text())
+    assert metrics["unknown_tokens"] == 2 and metrics["responses_not_restored"] == 1
+    greek = [{"instruction": f"Πες {n}", "output": "Είναι έτσι, και όχι αλλιώς."} for n in range(9)]
+    (workspace / "data/raw/words.json").write_text(json.dumps(greek))
+    message = refusal("prepare", "--model_name", workspace / "words")
+    assert "tokens are unknown to it, and 9 of 9 responses don't come back from it" in message

@@ -186,7 +186,7 @@ FAULTS = [
         "JSON with a list for each split",
         "a.json",
         '{"train": [{"instruction": "a", "output": "b"}], "test": []}',
-        "a.json: holds several lists (train, test); put the records of one of them into a file of its own",
+        "a.json: holds several lists ('train', 'test'); put the records of one of them into a file of its own",
     ),
     a_file(
         "JSON that is null",
