@@ -109,7 +109,7 @@ def test_duplicates_are_dropped_whatever_their_white_space_and_answer(workspace,
         (
             "a.json",
             b'{"instruction": "x", "output": "y"}',
-            "must hold a list of records, got an object; put square brackets around it",
+            "must hold a list of records, [{…}, {…}], got an object; write it as such a list, or one record a line",
         ),
         ("a.json", b"[]", "holds no usable record: the files are empty"),
         ("a.json", b'[{"output": "x"}]', "holds no usable record: 1 missing_instruction"),
