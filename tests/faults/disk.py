@@ -1,5 +1,133 @@
 """A disk that is full, or a place that can't be written."""
 
-from faults import Fault
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
 
-FAULTS: list[Fault] = []
+from faults import Bench, Fault
+
+
+def place(what: str, stage: str, sentence: str, spoil: Callable[[Path], object]) -> Fault:
+    """A workspace that `spoil` changed, and a stage that writes there."""
+
+    def cause(bench: Bench) -> str:
+        spoil(bench.folder)
+        return bench.refused(*stage.format(**bench.models).split())
+
+    return Fault("disk", what, sentence, cause)
+
+
+def refusing(number: int, what: str, sentence: str) -> Fault:
+    """A disk that refuses every new file with an error of the system's."""
+
+    def cause(bench: Bench) -> str:
+        refused = OSError(number, os.strerror(number))
+        with patch("finetune.disk.tempfile.TemporaryFile", side_effect=refused):
+            return bench.refused("plot")
+
+    return Fault("disk", what, sentence, cause)
+
+
+def full_in_the_midst() -> Fault:
+    """The disk fills up while a model is copied."""
+
+    def cause(bench: Bench) -> str:
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with patch("finetune.sources.fetch.shutil.copy", side_effect=full):
+            return bench.refused("fetch", "model", "--model_name", bench.models["llama"])
+
+    return Fault(
+        "disk",
+        "a disk that fills up while a stage writes",
+        "…/models/base: the disk is full; free some space, or write to another disk",
+        cause,
+    )
+
+
+def little_space() -> Fault:
+    """Room for a file, not for a model."""
+
+    def cause(bench: Bench) -> str:
+        with patch("finetune.disk.shutil.disk_usage") as usage:
+            usage.return_value.free = 2e8
+            return bench.refused("fetch", "model", "--model_name", bench.models["llama"])
+
+    return Fault(
+        "disk",
+        "a disk with less room than a model takes, before it is fetched",
+        "models/base: 0.20 GB are free on its disk, and about 0.50 GB are needed; free some space, or write to "
+        "another disk",
+        cause,
+    )
+
+
+def _folder_for_params(folder: Path) -> None:
+    (folder / "params.yaml").unlink()
+    (folder / "params.yaml").mkdir()
+
+
+def _loop_for_params(folder: Path) -> None:
+    (folder / "params.yaml").unlink()
+    (folder / "params.yaml").symlink_to("params.yaml")
+
+
+FAULTS: list[Fault] = [
+    place(
+        "a file where the folder of the models belongs",
+        "fetch model --model_name {llama}",
+        "…/models: is a file, and a folder is needed there; move it away, or give another path",
+        lambda folder: (folder / "models").write_text("mine"),
+    ),
+    place(
+        "a file where the plots belong",
+        "plot",
+        "…/plots: is a file, and a folder is needed there; move it away, or give another path",
+        lambda folder: (folder / "plots").write_text("mine"),
+    ),
+    place(
+        "a file where the metrics belong",
+        "prepare --model_name {llama}",
+        "…/metrics: is a file, and a folder is needed there; move it away, or give another path",
+        lambda folder: (folder / "metrics").write_text("mine"),
+    ),
+    place(
+        "a folder called params.yaml",
+        "plot",
+        "params.yaml: is a folder, and a file is needed; move the folder away, or give another path",
+        _folder_for_params,
+    ),
+    place(
+        "params.yaml as a link to itself",
+        "plot",
+        "params.yaml: is a symbolic link that leads to itself; remove the link",
+        _loop_for_params,
+    ),
+    place(
+        "no params.yaml here, nor in a folder above",
+        "plot",
+        "params.yaml: not found; run this from the repository's root, or from a folder in it",
+        lambda folder: (folder / "params.yaml").unlink(),
+    ),
+    place(
+        "a name for the output that is longer than the disk takes",
+        f"prepare --out_dir {'x' * 300}",
+        "…/xxx…: the name is too long for this disk; shorten it",
+        lambda folder: None,
+    ),
+    refusing(errno.EROFS, "a disk that is mounted read-only", "plots: lies on a read-only disk; write to another one"),
+    refusing(
+        errno.EACCES,
+        "a folder that belongs to someone else",
+        "plots: permission denied; change its owner or its permissions",
+    ),
+    refusing(
+        errno.EDQUOT,
+        "a quota that is used up",
+        "plots: your disk quota is used up; free some space, or write to another disk",
+    ),
+    refusing(errno.EIO, "a disk that fails", "plots: the disk reports an error; check it, and try again"),
+    full_in_the_midst(),
+    little_space(),
+]
