@@ -66,7 +66,8 @@ def name(trial: Trial) -> str:
 
 
 def run_experiments(trials: set[Trial], jobs: int) -> None:
-    """Queue the `trials` as DVC experiments and run the queue."""
+    """Queue the `trials` as DVC experiments and run the queue. Raises UserError where DVC's queue would hang."""
+    check_queue_runs()
     for trial in sorted(trials, key=name):
         group = f"methods.{trial.method}"
         settings = {"method": trial.method, "seed": SEED} | {
@@ -76,6 +77,23 @@ def run_experiments(trials: set[Trial], jobs: int) -> None:
         flags = [text for key, value in settings.items() for text in ("-S", f"{key}={value}")]
         _dvc("exp", "run", "--queue", "--name", name(trial), *flags, "train")
     _dvc("exp", "run", "--run-all", "--jobs", str(jobs), check=False)
+
+
+def check_queue_runs() -> None:
+    """Raise UserError if the path of DVC's cache has other letters than ASCII.
+
+    A queued experiment gets a configuration that names it, which DVC's library of configurations (configobj) encodes as
+    ASCII; its worker fails then, and `dvc exp run --run-all` waits for ever.
+    """
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        cache = repo.cache.local_cache_dir
+    if not cache.isascii():
+        raise UserError(
+            f"{cache}: DVC's queue hangs where the path of its cache has other letters than ASCII; give the cache "
+            f"another place, `dvc cache dir --local /a/plain/path`, or move the repository"
+        )
 
 
 def read_experiments() -> Losses:
