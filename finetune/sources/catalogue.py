@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.errors import UserError
+from finetune.report import without_secrets
 
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".json.gz", ".jsonl.gz", ".csv.gz", ".tsv.gz")
 """Kinds of data files that are read."""
@@ -101,7 +102,11 @@ def data_files(folder: Path) -> list[Path]:
     ]
 
 
-_HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
+_HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)/?(@(?P<revision>[\w./-]+))?", re.ASCII)
+_HUB_PAGE = re.compile(
+    r"https?://(www\.)?(huggingface\.co|hf\.co)/(datasets/)?(?P<id>[\w.-]+/[\w.-]+)/?(\?.*|#.*)?", re.ASCII
+)
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def resolve(kind: str, name: str) -> Source:
@@ -114,11 +119,31 @@ def resolve(kind: str, name: str) -> Source:
     path = Path(name).expanduser()
     if path.exists():
         return LocalPath(path)
+    if _ADDRESS.match(name):
+        return _at_address(kind, name)
+    if name.lower() in CATALOGUE[kind]:
+        raise UserError(f"{kind}.source: {name!r} is not in the catalogue; did you mean {name.lower()}?")
     hub = _HUB_ID.fullmatch(name)
-    looks_like_path = name.startswith((".", "/", "~")) or bool(data_suffix(path)) or name.count("/") > 1
+    looks_like_path = name.startswith((".", "/", "~")) or bool(data_suffix(path))
     if looks_like_path or not hub:
         raise UserError(
             f"{kind}.source: {name!r} is no file or folder here; give an existing path, a hub id, "
             f"or one of {', '.join(CATALOGUE[kind])}"
         )
     return HubRepo(hub["id"], hub["revision"] or "main")
+
+
+def _at_address(kind: str, name: str) -> Source:
+    """The Hub's repository whose page `name` is. Raises UserError for another address, or one with a password."""
+    shown = without_secrets(name)
+    if shown != name:
+        raise UserError(
+            f"{kind}.source: {shown} holds a password or token, which dvc.lock would keep; log in with `hf auth login` "
+            f"and give the repository's id"
+        )
+    page = _HUB_PAGE.fullmatch(name)
+    if not page:
+        raise UserError(
+            f"{kind}.source: {shown} is an address; download it and give the path, or give a hub id (owner/name)"
+        )
+    return HubRepo(page["id"], "main")

