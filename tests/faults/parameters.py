@@ -187,3 +187,46 @@ FAULTS += [
         "eval.max_new_tokens: must be at least 1, got -1",
     ),
 ]
+
+
+def source(what: str, name: str, sentence: str) -> Fault:
+    """A `data.source` that can't be one."""
+
+    def cause(bench: Bench) -> str:
+        bench.write("words.zip", b"PK")
+        bench.params(data={"source": name})
+        return bench.refused("fetch", "data")
+
+    return Fault("parameters", what, sentence, cause)
+
+
+FAULTS += [
+    source(
+        "a source that is a web address",
+        "https://example.org/words.json",
+        "data.source: https://example.org/words.json is an address; download it and give the path, or give a hub id "
+        "(owner/name)",
+    ),
+    source(
+        "a source with a token in its address",
+        "https://hf_abcdefghijklmnop@huggingface.co/datasets/me/words",
+        "data.source: https://…@huggingface.co/datasets/me/words holds a password or token, which dvc.lock would keep; "
+        "log in with `hf auth login` and give the repository's id",
+    ),
+    source(
+        "a name of the catalogue in other case",
+        "Alpaca",
+        "data.source: 'Alpaca' is not in the catalogue; did you mean alpaca?",
+    ),
+    source(
+        "a source that is an archive",
+        "words.zip",
+        "data.source: words.zip is an archive; unpack it, and give the folder",
+    ),
+    source(
+        "a source that is nowhere",
+        "./words.jsonl",
+        "data.source: './words.jsonl' is no file or folder here; give an existing path, a hub id, or one of alpaca-demo, "
+        "alpaca",
+    ),
+]
