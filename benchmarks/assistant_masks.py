@@ -58,8 +58,10 @@ def main(base: str) -> None:
     for messages in conversations:
         texts = [tokenizer.apply_chat_template(messages, chat_template=one, tokenize=False) for one in (own, MARKED)]
         assert texts[0] == texts[1]
-    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(tokenizer), **shape))
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    model = AutoModelForCausalLM.from_config(shape)
     with tempfile.TemporaryDirectory() as folder:
         settings = SFTConfig(output_dir=folder, assistant_only_loss=True, max_length=None, report_to=[], use_cpu=True)
         data = Dataset.from_list([{"messages": messages} for messages in conversations])
