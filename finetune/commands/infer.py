@@ -14,6 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     p = params.load({"eval.max_new_tokens": args.max_new_tokens})
 
+    from finetune import device
     from finetune.commands import escapes
     from finetune.data import alpaca
     from finetune.data.prompts import Template
@@ -28,4 +29,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("--prompt: holds no instruction; write what the model shall do")
     tokenizer = tokenizers.load(args.ckpt)
     ids = Template(facts["template"], tokenizer).question_ids(instruction, context)
-    stream(load_tuned(args.ckpt, facts), tokenizer, ids, p.eval.max_new_tokens)
+    with device.enough_memory("lower --max_new_tokens, or choose a smaller model"):
+        stream(load_tuned(args.ckpt, facts), tokenizer, ids, p.eval.max_new_tokens)

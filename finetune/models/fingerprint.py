@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import sys
 from pathlib import Path
 
 from finetune.errors import UserError
@@ -28,10 +29,12 @@ def fingerprint(folder: Path | str) -> str:
 def check_base(adapter: Path, facts: dict, base: Path | str) -> None:
     """Raise UserError if the adapter in `adapter`, made as `facts` say, belongs to weights other than those in `base`.
 
-    A folder from before fingerprints were noted is let pass.
+    A folder from before fingerprints were noted can't be checked, which is said on stderr.
     """
     noted = facts.get("base_fingerprint")
-    if noted is not None and noted != fingerprint(base):
+    if noted is None:
+        print(f"{adapter}: notes no fingerprint of its base, so nobody can tell whether {base} is it", file=sys.stderr)
+    elif noted != fingerprint(base):
         raise UserError(
             f"{adapter}: this adapter was trained over other weights (fingerprint {noted}) than those in {base} "
             f"({fingerprint(base)}); give its own base model as --model_name, or train again"

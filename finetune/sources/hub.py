@@ -57,10 +57,7 @@ def fetch_hub(kind: str, source: HubRepo, folder: Path) -> HubRepo:
     except HFValidationError:
         raise UserError(f"{kind}.source: {source.repo_id!r} can't be an id on the Hugging Face Hub; check it") from None
     except OfflineModeIsEnabled:
-        raise UserError(
-            f"{kind}.source: {source.repo_id} lies on the Hugging Face Hub, and HF_HUB_OFFLINE is set; unset it, or give "
-            f"a folder that you have: -S {kind}.source=/path/to/folder"
-        ) from None
+        return _take_from_cache(kind, source, folder)
     except (HTTPError, OSError, ValueError) as error:
         # Its own sentence about the place that is written to.
         if told := disk.sentence(error):
@@ -73,6 +70,33 @@ def fetch_hub(kind: str, source: HubRepo, folder: Path) -> HubRepo:
     # huggingface_hub notes there when it downloaded, so the same files would have another hash each time.
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     return HubRepo(source.repo_id, info.sha, source.licence)
+
+
+def _take_from_cache(kind: str, source: HubRepo, folder: Path) -> HubRepo:
+    """What an earlier download has left on this machine, where huggingface_hub may not ask the Hub (HF_HUB_OFFLINE)."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    repo_type = "model" if kind == "model" else "dataset"
+    try:
+        cached = Path(
+            snapshot_download(source.repo_id, revision=source.revision, repo_type=repo_type, local_files_only=True)
+        )
+    except LocalEntryNotFoundError:
+        raise UserError(
+            f"{kind}.source: {source.repo_id} lies on the Hugging Face Hub, and HF_HUB_OFFLINE is set; unset it, or give "
+            f"a folder that you have: -S {kind}.source=/path/to/folder"
+        ) from None
+    held = [path.relative_to(cached).as_posix() for path in sorted(cached.rglob("*")) if path.is_file()]
+    useful = _useful_files(kind, held)
+    if kind == "model" and not any(name.endswith((".safetensors", ".bin")) for name in useful):
+        raise UserError(
+            f"model.source: HF_HUB_OFFLINE is set, and the cache holds {source.repo_id} without its weights; unset it"
+        )
+    for name in useful:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(cached / name, folder / name)
+    return HubRepo(source.repo_id, cached.name, source.licence)
 
 
 def _useful_files(kind: str, names: list[str]) -> list[str]:

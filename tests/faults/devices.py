@@ -27,9 +27,15 @@ def _out_of_memory(place: str, error: Exception, command: str) -> Callable[[Benc
     def cause(bench: Bench) -> str:
         model = bench.models["llama"]
         stage("prepare", "--model_name", model)
-        arguments = ["--base"] if command == "eval" else ["--method", "lora"]
+        if command == "infer":
+            stage("train", "--model_name", model, "--method", "lora")
+        arguments = {
+            "train": ["--model_name", model, "--method", "lora"],
+            "eval": ["--model_name", model, "--base"],
+            "infer": ["--prompt", "Say it."],
+        }
         with mock.patch.object(owner, name, side_effect=error):
-            return bench.refused(command, "--model_name", model, *arguments)
+            return bench.refused(command, *arguments[command])
 
     return cause
 
@@ -48,6 +54,7 @@ def short(place: str, error: Exception, advice: str, command: str = "train") -> 
 LOADING = "choose a smaller model.source, or method qlora"
 LOOKING = "lower data.max_length, or choose a smaller model.source"
 TRAINING = "lower train.tokens_per_micro_batch or data.max_length, or set train.gradient_checkpointing: true"
+ANSWERING = "lower --max_new_tokens, or choose a smaller model"
 SCORING = "lower eval.decode_batch_size or eval.max_new_tokens, or choose a smaller model"
 
 FAULTS: list[Fault] = [
@@ -59,4 +66,5 @@ FAULTS: list[Fault] = [
     short("validating", CPU, TRAINING),
     short("loading", CPU, SCORING, "eval"),
     short("looking at the model", MemoryError(), SCORING, "eval"),
+    short("loading", CPU, ANSWERING, "infer"),
 ]

@@ -100,11 +100,15 @@ def test_a_base_fetched_again_is_the_same_base_and_another_is_not(copy, tiny_mod
     assert fingerprint(copy) != fingerprint(tiny_models["llama"])
 
 
-def test_an_adapter_from_before_fingerprints_is_read(workspace, tiny_models):
+def test_an_adapter_from_before_fingerprints_is_read_and_said_so(workspace, tiny_models, capsys):
     write_params(workspace)
     stage("prepare", "--model_name", tiny_models["llama"])
     stage("train", "--model_name", tiny_models["llama"], "--method", "lora")
     facts = workspace / "models/tuned/facts.yaml"
     known = yaml.safe_load(facts.read_text())
     facts.write_text(yaml.safe_dump({k: v for k, v in known.items() if k not in ("base_fingerprint", "end_tokens")}))
+    capsys.readouterr()
     stage("eval")
+    assert capsys.readouterr().err == (
+        f"models/tuned: notes no fingerprint of its base, so nobody can tell whether {tiny_models['llama']} is it\n"
+    )

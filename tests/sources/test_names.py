@@ -118,6 +118,42 @@ def fetch(workspace, *arguments, **environment) -> str:
 FETCH = ROOT / "stages/fetch.py"
 
 
+def _cached(workspace, repository: str, files: dict) -> None:
+    """A repository as huggingface_hub keeps it in its cache."""
+    place = workspace / "hf/hub" / repository
+    (place / "refs").mkdir(parents=True)
+    (place / "refs/main").write_text(hub.COMMIT)
+    for name, content in files.items():
+        (place / "snapshots" / hub.COMMIT / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "snapshots" / hub.COMMIT / name).write_bytes(content)
+
+
+def test_what_is_in_the_cache_serves_without_the_hub(workspace, tiny_models):
+    _cached(workspace, "models--me--llama", files_in(tiny_models["llama"]))
+    _cached(workspace, "datasets--me--words", {"data/train.jsonl": b"{}", "data/test.jsonl": b"", "README.md": b"a"})
+    for kind, flag, name in (("model", "--model_name", "me/llama"), ("data", "--dataset", "me/words")):
+        done = command(
+            sys.executable,
+            *(FETCH, kind, flag, name),
+            cwd=workspace,
+            PYTHONPATH=str(ROOT),
+            HF_HOME=str(workspace / "hf"),
+            HF_HUB_OFFLINE="1",
+        )
+        assert done.returncode == 0, done.stderr
+    got = files_in(workspace / "models/base")
+    assert {name: got[name] for name in files_in(tiny_models["llama"])} == files_in(tiny_models["llama"])
+    assert set(files_in(workspace / "data/raw")) == {"data/train.jsonl", "facts.yaml"}
+    for folder in ("models/base", "data/raw"):
+        assert hub.COMMIT in (workspace / folder / "facts.yaml").read_text()
+
+
+def test_a_cache_without_weights_is_named(workspace):
+    _cached(workspace, "models--me--llama", {"config.json": b"{}"})
+    message = fetch(workspace, FETCH, "model", "--model_name", "me/llama", HF_HUB_OFFLINE="1")
+    assert "without its weights" in message and not (workspace / "models/base").exists()
+
+
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
