@@ -92,15 +92,16 @@ class Result:
     held_out_loss: float
 
 
-def ours(work: Work, method: str, meter: "Meter", *, keep_dequantized: bool = True, **train_settings) -> Result:
+def ours(work: Work, method: str, meter: "Meter", **train_settings) -> Result:
     """This repository's trainer."""
     from datasets import DatasetDict
 
     from finetune.models.adapters import trainable
+    from finetune.models.four_bits import in_4_bits
     from finetune.training.trainer import train
 
-    quantization = replace(work.settings.quantization, keep_dequantized=keep_dequantized)
-    model = trainable(work.base, METHODS[method], work.settings.lora, quantization)
+    base = in_4_bits(Path(work.base)) if METHODS[method].quantized else work.base
+    model = trainable(base, METHODS[method], work.settings.lora)
     losses = []
     result = train(
         model,
@@ -215,7 +216,7 @@ BEST: dict[str, Any] = dict(
 )
 """What made TRL fastest here: no activation checkpointing, and batches of like length."""
 
-LEAN: dict[str, Any] = dict(keep_dequantized=False, tokens_per_micro_batch=256, release_freed_memory=True)
+LEAN: dict[str, Any] = dict(tokens_per_micro_batch=256, release_freed_memory=True)
 """Ours at its smallest short of activation checkpointing."""
 
 CONTENDERS = {

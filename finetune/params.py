@@ -53,13 +53,16 @@ class Lora:
     alpha: float = _number(0, above=True)
     dropout: float = _number(0, 0.99)
     target_modules: str | list
+    start: str = _choice("rounding_error", "zero")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
     type: str = _choice("nf4", "fp4")
+    block_size: int = field(metadata={"choices": (32, 64)})
     double_quant: bool
-    keep_dequantized: bool
+    calibration: str = _choice("gptq", "nearest")
+    examples: int = _number(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +211,7 @@ def _value(value: Any, kind: Any, limits: Any, path: str) -> Any:
         _check_text(value, path)
     choices = limits.get("choices")
     if choices and value not in choices:
-        raise UserError(f"{path}: must be one of {', '.join(choices)}, got {quoted(value)}")
+        raise UserError(f"{path}: must be one of {', '.join(map(str, choices))}, got {quoted(value)}")
     if "minimum" in limits:
         _check_range(value, limits, path)
     return value

@@ -9,6 +9,7 @@ from pathlib import Path
 from finetune.errors import UserError
 
 BASE = Path("models/base")
+BASE_4BIT = Path("models/base-4bit")
 TUNED = Path("models/tuned")
 RAW = Path("data/raw")
 PREPARED = Path("data/prepared")
@@ -28,7 +29,7 @@ FACTS = "facts.yaml"
 """In a model or data folder: what it was made of. No .json, which would be one of the user's data files."""
 
 
-_PIPELINE = (BASE, TUNED, RAW, PREPARED, PREDICTIONS, METRICS, PLOTS)
+_PIPELINE = (BASE, BASE_4BIT, TUNED, RAW, PREPARED, PREDICTIONS, METRICS, PLOTS)
 _MARKS = ("params.yaml", "dvc.yaml")
 _stands_in = Path()
 """Where the user stands, from the root: what a path of theirs is relative to."""

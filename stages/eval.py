@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,11 @@ def main() -> None:
     """Score the checkpoint, or the base model."""
     parser = cli.parser(__doc__, ["--ckpt", "--dataset", "--model_name", "--out_dir"])
     parser.add_argument("--base", action="store_true", help="evaluate the base model instead of the checkpoint")
+    parser.add_argument("--base_4bit", action="store_true", help="evaluate the base model as quantize has rounded it")
     args = parser.parse_args()
     p = params.load()
     out = places.places(args.out_dir, places.PREDICTIONS)
-    answers_name, metrics_name = ("base", "base") if args.base else ("tuned", "eval")
+    answers_name, metrics_name = _names(args)
     disk.check_writable(out.folder, out.metrics)
 
     from finetune import device, files
@@ -36,12 +38,13 @@ def main() -> None:
     from finetune.models.adapters import load_tuned
     from finetune.models.base import load_base
     from finetune.models.ends import add_end_tokens
+    from finetune.models.four_bits import base_in_4_bits
     from finetune.models.saved import read_facts
     from finetune.sources.fetch import base_folder
 
     model: PreTrainedModel | PeftModel
-    if args.base:
-        base = base_folder(args.model_name)
+    if args.base or args.base_4bit:
+        base = base_in_4_bits(args.model_name) if args.base_4bit else base_folder(args.model_name)
         tokenizer = tokenizers.load(base)
         with device.enough_memory(_ADVICE):
             model = load_base(base, device.compute_dtype())
@@ -93,6 +96,13 @@ def main() -> None:
     files.write_json(out.metrics / f"{metrics_name}.facts.json", facts_beside)
     for key, value in (report | facts_beside).items():
         print(f"{key:>16}  {value}")
+
+
+def _names(args: Namespace) -> tuple[str, str]:
+    """What the answers' and the metrics' files are called."""
+    if args.base_4bit:
+        return "base-4bit", "base-4bit"
+    return ("base", "base") if args.base else ("tuned", "eval")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ def main() -> None:
     from finetune.models.base import parameter_counts
     from finetune.models.ends import add_end_tokens
     from finetune.models.fingerprint import fingerprint
+    from finetune.models.four_bits import base_in_4_bits
     from finetune.models.targets import check_reached
     from finetune.sources.fetch import base_folder
     from finetune.sources.provenance import provenance
@@ -36,7 +37,7 @@ def main() -> None:
     from finetune.training.trainer import train
 
     method = METHODS[p.method]
-    base = base_folder(args.model_name)
+    base = base_in_4_bits(args.model_name) if method.quantized else base_folder(args.model_name)
     tokenizer = tokenizers.load(base)
     splits, prepared_facts = prepared.load(Path(args.dataset or places.PREPARED), tokenizer)
 
@@ -50,13 +51,12 @@ def main() -> None:
         "template": prepared_facts["template"],
         "end_tokens": prepared_facts.get("end_tokens") or [],
         "data": prepared_facts["data"],
-        "quantization": vars(p.quantization) if method.quantized else None,
     }
 
     meter = Meter().start()
     transformers.set_seed(p.seed)
     with device.enough_memory("choose a smaller model.source, or method qlora"):
-        model = trainable(base, method, p.lora, p.quantization)
+        model = trainable(base, method, p.lora)
     add_end_tokens(model, facts["end_tokens"])
     saved.check_can_be_saved(model, tokenizer, facts, provenance(base), out.folder)
     rows = splits["train"]["input_ids"][:]

@@ -21,15 +21,14 @@ from transformers.pytorch_utils import Conv1D
 from finetune.kernels.layers import linear_input
 
 
-def fuse(model: nn.Module, *, keep_dequantized: bool) -> None:
+def fuse(model: nn.Module) -> None:
     """Give every plain LoRA layer of a peft `model` the fused step. A layer with dropout, DoRA or biases is left alone.
 
-    With `keep_dequantized` a 4-bit base weight is de-quantised once, here, and kept in the dtype of its products:
-    2 bytes a parameter instead of a half. Else it is de-quantised at each use, twice a step.
+    A 4-bit base weight is de-quantised at each use, twice a step, and dropped at once.
     """
     for layer in model.modules():
         if isinstance(layer, LoraLayer) and _is_plain(layer):
-            layer.forward = partial(_forward, layer, _frozen_weight(layer.get_base_layer(), keep_dequantized))
+            layer.forward = partial(_forward, layer, _frozen_weight(layer.get_base_layer()))
 
 
 def _is_plain(layer: LoraLayer) -> bool:
@@ -43,7 +42,7 @@ def _is_plain(layer: LoraLayer) -> bool:
     )
 
 
-def _frozen_weight(base: nn.Module, keep_dequantized: bool) -> Callable[[], torch.Tensor]:
+def _frozen_weight(base: nn.Module) -> Callable[[], torch.Tensor]:
     """What gives the matrix W, of shape (out, in), of a Linear, Conv1D or 4-bit layer."""
     parameter = cast(torch.Tensor, base.weight)
     state = getattr(parameter, "quant_state", None)
@@ -52,12 +51,7 @@ def _frozen_weight(base: nn.Module, keep_dequantized: bool) -> Callable[[], torc
         return lambda: weight
     from bitsandbytes.functional import dequantize_4bit
 
-    dequantize = partial(dequantize_4bit, parameter.data, state)
-    if not keep_dequantized:
-        return dequantize
-    base.register_buffer("dequantized", dequantize(), persistent=False)
-    parameter.data = parameter.data.new_empty(0)
-    return lambda: cast(torch.Tensor, base.dequantized)
+    return partial(dequantize_4bit, parameter.data, state)
 
 
 def _forward(layer: LoraLayer, weight: Callable[[], torch.Tensor], x: torch.Tensor) -> torch.Tensor:

@@ -13,17 +13,17 @@ from finetune.errors import UserError
 from finetune.kernels.layers import replace_layers
 from finetune.kernels.lora import fuse
 from finetune.methods import METHODS, Method
+from finetune.models import lost
 from finetune.models.base import copy_from_file, load_base
 from finetune.models.ends import add_end_tokens
 from finetune.models.fingerprint import check_base
+from finetune.models.four_bits import in_4_bits
 from finetune.models.supported import first_line, form_in_4_bits, read_config
 from finetune.models.targets import check_head_and_rank, check_names
 
 
-def trainable(
-    folder: Path, method: Method, lora: params.Lora, quantization: params.Quantization
-) -> PreTrainedModel | PeftModel:
-    """The base model in `folder` as `method` trains it.
+def trainable(folder: Path, method: Method, lora: params.Lora) -> PreTrainedModel | PeftModel:
+    """The base model in `folder`, which a quantized method has in 4 bits, as `method` trains it.
 
     AdamW's small steps are lost in the 8 bits of a bf16 mantissa: adapters are fp32, and for bf16
     weights `SplitAdamW` keeps the rest. fp16 weights can't be kept so; they are trained as fp32.
@@ -35,20 +35,16 @@ def trainable(
             f"method: {method.name} trains 16-bit weights, and those in {folder} are in 4 bits already; choose qlora, "
             f"or the model's 16-bit weights"
         )
-    if stored:
-        print(
-            f"{folder}: is in 4 bits already ({stored}), and stays so; quantization.type and double_quant don't count"
-        )
     if method.adapters:
-        return _adapted(folder, method, lora, quantization)
+        return _adapted(folder, method, lora)
     model = load_base(folder, torch.bfloat16 if compute_dtype() == torch.bfloat16 else torch.float32)
     copy_from_file(model)
     replace_layers(model)
     return model
 
 
-def _adapted(folder: Path, method: Method, lora: params.Lora, quantization: params.Quantization) -> PeftModel:
-    base = load_base(folder, compute_dtype(), quantization if method.quantized else None)
+def _adapted(folder: Path, method: Method, lora: params.Lora) -> PeftModel:
+    base = load_base(folder, compute_dtype())
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
@@ -67,7 +63,9 @@ def _adapted(folder: Path, method: Method, lora: params.Lora, quantization: para
         raise UserError(f"lora.target_modules: {first_line(error)}") from None
     check_head_and_rank(model, lora)
     copy_from_file(base)
-    fuse(model, keep_dequantized=quantization.keep_dequantized)
+    if method.quantized and lora.start == "rounding_error":
+        lost.start(model, folder)
+    fuse(model)
     replace_layers(model)
     return model
 
@@ -96,9 +94,10 @@ def load_tuned(folder: Path, facts: dict, base: Path | str | None = None) -> Pre
 
 
 def _with_adapter(folder: Path, facts: dict, method: Method, base: Path | str) -> PeftModel:
+    if method.quantized:
+        base = in_4_bits(Path(base))
     check_base(folder, facts, base)
-    quantization = params.Quantization(**facts["quantization"]) if method.quantized else None
-    model = load_base(base, compute_dtype(), quantization)
+    model = load_base(base, compute_dtype())
     try:
         # peft would widen the adapters to fp32, and every product of every token would cast them back.
         tuned = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
@@ -106,5 +105,5 @@ def _with_adapter(folder: Path, facts: dict, method: Method, base: Path | str) -
         if is_out_of_memory(error):
             raise
         raise UserError(f"{folder}: the adapter can't be loaded: {first_line(error)}; train it again") from None
-    fuse(tuned, keep_dequantized=quantization is not None and quantization.keep_dequantized)
+    fuse(tuned)
     return tuned

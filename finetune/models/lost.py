@@ -1,0 +1,80 @@
+"""What rounding took from a weight, as the adapters can hold it: factors of low rank, the largest first.
+
+The error that counts is that of the layer's outputs. With inputs x whose parts are taken as independent, the best
+factors of E are those of E diag(rms(x)), by its singular values (QERA-approx: Zhang et al. 2025, section 4.3; LQER:
+Zhang et al. 2024, section 3.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+FILE = "lost.safetensors"
+"""Beside the 4-bit weights."""
+_PREFIX = "base_model.model."
+"""Before a module's name within peft's model."""
+
+LARGEST_RANK = 64
+"""What is kept; an adapter of a higher rank starts with zeros beyond it."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """`b @ a` is the error, as near as its rank allows; b: (outputs, rank), a: (rank, inputs)."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+def factors(error: torch.Tensor, importance: torch.Tensor) -> Factors:
+    """The factors of `error` (outputs, inputs), an input's errors counted by its `importance` (inputs).
+
+    Both factors of a rank carry the root of its singular value, so that an optimizer moves them alike.
+    """
+    rank = min(LARGEST_RANK, *error.shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        u, s, v = torch.svd_lowrank(error * importance, q=min(rank + 16, *error.shape), niter=4)
+    root = s[:rank].sqrt()
+    return Factors(a=(v[:, :rank] / importance[:, None] * root).t(), b=u[:, :rank] * root)
+
+
+def save(lost: dict[str, Factors], folder: Path) -> None:
+    """Write the factors of each linear layer (by its name in the model) beside the model's own weights."""
+    tensors = {}
+    for name, found in sorted(lost.items()):
+        tensors[f"{name}.a"] = found.a.to(torch.bfloat16).contiguous().cpu()
+        tensors[f"{name}.b"] = found.b.to(torch.bfloat16).contiguous().cpu()
+    save_file(tensors, folder / FILE)
+
+
+@torch.no_grad()
+def start(model: PeftModel, folder: Path) -> None:
+    """Let the adapters of `model` start as what rounding took from the base in `folder`, as far as their rank goes.
+
+    Ranks beyond what is kept start as peft has them, at zero. So does everything over a base that others rounded,
+    beside which nothing is kept; that is said.
+    """
+    if not (folder / FILE).exists():
+        print(f"{folder}: nobody kept what rounding to 4 bits lost, so the adapters start at zero")
+        return
+    with safe_open(folder / FILE, framework="pt") as kept:
+        for name, layer in model.named_modules():
+            if isinstance(layer, LoraLayer) and f"{name.removeprefix(_PREFIX)}.a" in kept.keys():
+                _set(layer, *(kept.get_tensor(f"{name.removeprefix(_PREFIX)}.{factor}") for factor in "ab"))
+
+
+def _set(layer: LoraLayer, a: torch.Tensor, b: torch.Tensor) -> None:
+    (adapter,) = layer.active_adapters
+    down, up = (cast(torch.Tensor, matrices[adapter].weight) for matrices in (layer.lora_A, layer.lora_B))
+    rank = min(len(a), len(down))
+    down[:rank] = a[:rank]
+    up[:, :rank] = b[:, :rank] / layer.scaling[adapter]

@@ -1,0 +1,71 @@
+"""The base model in four bits: its linear layers rounded to a grid of bitsandbytes, nearest or by GPTQ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from bitsandbytes.functional import QuantState, dequantize_4bit, quantize_4bit
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from finetune import params
+from finetune.models.lost import Factors, factors
+from finetune.quantization import gptq
+from finetune.quantization.calibration import Inputs, walk
+from finetune.quantization.grid import Grid
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A linear layer in four bits, as bitsandbytes holds it."""
+
+    codes: torch.Tensor
+    state: QuantState
+    lost: Factors
+    """Of what rounding took from the weight."""
+
+
+def rounded_nearest(module: nn.Linear | Conv1D, settings: params.Quantization) -> Rounded:
+    """Each weight at the nearest of the 16 values, its block scaled by the largest (Dettmers et al. 2023, section 3)."""
+    weight = matrix(module)
+    codes, state = quantize_4bit(
+        weight.contiguous(),
+        blocksize=settings.block_size,
+        compress_statistics=settings.double_quant,
+        quant_type=settings.type,
+    )
+    alike = torch.ones(weight.shape[1], device=weight.device)
+    return Rounded(codes, state, factors(weight.float() - dequantize_4bit(codes, state).float(), alike))
+
+
+def rounded_by_gptq(
+    model: PreTrainedModel, rows: list[list[int]], settings: params.Quantization
+) -> Iterator[tuple[nn.Linear | Conv1D, Rounded]]:
+    """The linear layers of `model` one after the other, calibrated on `rows` (token ids). Their weights are replaced by
+    what is left of them, so that the layers after them are calibrated on what they will be given."""
+    grid = Grid(settings, model.device)
+    for inputs in walk(model, rows):
+        for module, result in zip(inputs.modules, _together(inputs, grid), strict=True):
+            left = dequantize_4bit(result.codes, result.state)
+            module.weight.data = left.t().contiguous() if isinstance(module, Conv1D) else left
+            yield module, result
+
+
+def _together(inputs: Inputs, grid: Grid) -> list[Rounded]:
+    weights = [matrix(module).float() for module in inputs.modules]
+    importance = inputs.hessian.diagonal().clamp_min(1e-12)
+    read, states = zip(*(grid.stored(grid.scales(w, importance), inputs.modules[0].weight.dtype) for w in weights))
+    chosen = gptq.choose(torch.cat(weights), torch.cat(read), inputs.hessian, grid).split([len(w) for w in weights])
+    packed = [grid.packed(each) for each in chosen]
+    return [
+        Rounded(codes, state, factors(weight - dequantize_4bit(codes, state).float(), importance.sqrt()))
+        for weight, codes, state in zip(weights, packed, states, strict=True)
+    ]
+
+
+def matrix(module: nn.Linear | Conv1D) -> torch.Tensor:
+    """The weight of `module` as (outputs, inputs)."""
+    return module.weight.t() if isinstance(module, Conv1D) else module.weight

@@ -1,0 +1,46 @@
+"""Round the base model to four bits, once for every QLoRA run."""
+
+from pathlib import Path
+
+from finetune import cli, disk, params, places
+
+_ADVICE = "lower quantization.examples or data.max_length, or choose a smaller model.source"
+"""What helps when rounding takes more memory than there is."""
+
+
+def main() -> None:
+    """Make models/base-4bit out of models/base, calibrated on training examples of data/prepared."""
+    args = cli.parser(__doc__, ["--model_name", "--dataset", "--out_dir"]).parse_args()
+    p = params.load()
+    out = places.places(args.out_dir, places.BASE_4BIT)
+    cli.check_replaceable(out.folder)
+    disk.check_writable(out.folder)
+
+    from finetune import device, files
+    from finetune.data import prepared
+    from finetune.models import tokenizer as tokenizers
+    from finetune.models.fingerprint import fingerprint
+    from finetune.models.supported import form_in_4_bits, read_config
+    from finetune.quantization.base import copy_whole, quantise
+    from finetune.sources.fetch import base_folder
+    from finetune.sources.provenance import provenance
+
+    base = base_folder(args.model_name)
+    splits, _ = prepared.load(Path(args.dataset or places.PREPARED), tokenizers.load(base))
+    rows = splits["train"]["input_ids"][: p.quantization.examples]
+    with files.whole_folder(out.folder) as draft, device.enough_memory(_ADVICE):
+        if stored := form_in_4_bits(base, read_config(base)):
+            print(f"{base}: is in 4 bits already ({stored}), and stays so; the settings of quantization don't count")
+            calibration = copy_whole(base, draft)
+        else:
+            calibration = quantise(base, rows, p.quantization, draft)
+        facts = {
+            **provenance(base),
+            "made_of": fingerprint(base),
+            "quantization": vars(p.quantization) | {"calibration": calibration},
+        }
+        files.write_yaml(draft / places.FACTS, facts)
+
+
+if __name__ == "__main__":
+    cli.run(main)
