@@ -21,7 +21,7 @@ class MemoryParts:
     """The parts of a training run's memory, each at its own largest."""
 
     weights: float
-    """The model's weights, with 4-bit blocks, their constants and de-quantised copies, but not the adapters."""
+    """The model's weights, with 4-bit blocks and their constants, but not the adapters."""
     adapters: float
     gradients: float
     """Of all trained weights: they exist together between the backward pass and the update."""

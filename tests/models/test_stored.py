@@ -28,12 +28,11 @@ def in_4_bits(source, folder, **settings):
     return folder
 
 
-@pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_qlora_trains_on_weights_that_are_stored_in_4_bits(workspace, tiny_models, capsys, kind, dtype, keep):
+def test_qlora_trains_on_weights_that_are_stored_in_4_bits(workspace, tiny_models, capsys, kind, dtype):
     base = in_4_bits(tiny_models["llama"], workspace / "bits", bnb_4bit_quant_type=kind, bnb_4bit_compute_dtype=dtype)
-    write_params(workspace, methods=FAST, quantization={"type": "nf4", "keep_dequantized": keep})
+    write_params(workspace, methods=FAST, quantization={"type": "nf4"})
     stage("prepare", "--model_name", base)
     stage("train", "--model_name", base, "--method", "qlora")
     assert f"in 4 bits already ({kind})" in capsys.readouterr().out
@@ -111,3 +110,13 @@ def test_an_adapter_from_before_fingerprints_is_read_and_said_so(workspace, tiny
     stage("eval")
     said = f"models/tuned: notes no fingerprint of its base, so nobody can tell whether {tiny_models['llama']} is it\n"
     assert said in capsys.readouterr().err
+
+
+def test_an_adapter_that_notes_a_setting_which_is_gone_is_read(workspace, tiny_models):
+    write_params(workspace)
+    stage("prepare", "--model_name", tiny_models["llama"])
+    stage("train", "--model_name", tiny_models["llama"], "--method", "qlora")
+    facts = workspace / "models/tuned/facts.yaml"
+    known = yaml.safe_load(facts.read_text())
+    facts.write_text(yaml.safe_dump(known | {"quantization": known["quantization"] | {"keep_dequantized": True}}))
+    stage("eval")
