@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import clone_of_the_working_tree, commit, dvc, write_params
+from helpers import ROOT, clone_of_the_working_tree, commit, dvc, write_params
 
 from finetune.sources.fetch import fetch
 
@@ -27,9 +27,22 @@ def words() -> list[dict]:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory, words) -> dict[str, Path]:
-    """Random models of two layers, one a family: 'llama' and 'gpt2' (whose layers are Conv1D)."""
+    """Random models of two layers, one a family: 'llama' and 'gpt2' (whose layers are Conv1D); and the same in four
+    bits, 'llama-4bit' and 'gpt2-4bit'."""
     folder = tmp_path_factory.mktemp("models")
-    return {"llama": _tiny_llama(folder / "llama", words), "gpt2": _tiny_gpt2(folder / "gpt2", words)}
+    models = {"llama": _tiny_llama(folder / "llama", words), "gpt2": _tiny_gpt2(folder / "gpt2", words)}
+    return models | {f"{family}-4bit": _in_4_bits(base, folder / f"{family}-4bit", words) for family, base in models.items()}
+
+
+def _in_4_bits(base: Path, folder: Path, words: list[dict]) -> Path:
+    """The model in `base` as the quantize stage rounds it by default, looking at `words`."""
+    from finetune import params
+    from finetune.models import tokenizer as tokenizers
+    from finetune.quantization.base import quantise
+
+    rows = tokenizers.load(base)([f"{row['instruction']} {row['output']}" for row in words])["input_ids"]
+    quantise(base, rows, params.load(path=ROOT / "params.yaml").quantization, folder)
+    return folder
 
 
 def _tiny_tokenizer(words):

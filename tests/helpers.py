@@ -32,6 +32,11 @@ def write_params(folder: Path, **changes) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 
+def base_for(models: dict[str, Path], family: str, method: str) -> Path:
+    """The tiny model of `family` that `method` starts from: in four bits, or in sixteen."""
+    return models[f"{family}-4bit" if METHODS[method].quantized else family]
+
+
 def stage(name: str, *arguments: object) -> None:
     """Run stages/<name>.py in this process, as `python stages/<name>.py arguments` would. May raise SystemExit."""
     script = ROOT / "stages" / f"{name}.py"

@@ -28,6 +28,7 @@ def tuned(tmp_path_factory, tiny_models, words) -> Path:
         (folder / "words.json").write_text(json.dumps(words))
         stage("fetch", "--model_name", tiny_models["llama"], "--dataset", "words.json")
         stage("prepare")
+        stage("quantize")
         stage("train")
     return folder
 

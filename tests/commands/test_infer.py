@@ -8,7 +8,7 @@ from helpers import FAST, refusal, stage, write_params
 def tuned(workspace, tiny_models):
     write_params(workspace, methods=FAST)
     stage("prepare", "--model_name", tiny_models["llama"])
-    stage("train", "--model_name", tiny_models["llama"])
+    stage("train", "--model_name", tiny_models["llama-4bit"])
     return workspace
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import base_for
 
 from finetune import params
 from finetune.costs.memory_parts import Activations, MemoryParts, memory_parts, split_peak
@@ -16,10 +17,10 @@ IDS = list(range(1, 65))
 BATCH = next(micro_batches(pack([{"input_ids": IDS, "labels": IDS}]), 1000))
 
 
-def step(base, method: str) -> tuple[torch.nn.Module, MemoryParts]:
+def step(models, method: str) -> tuple[torch.nn.Module, MemoryParts]:
     """A model after one step, and its split in bytes."""
     p = params.load()
-    model = trainable(base, METHODS[method], p.lora, p.quantization).train()
+    model = trainable(base_for(models, "llama", method), METHODS[method], p.lora).train()
     optimizer = SplitAdamW([q for q in model.parameters() if q.requires_grad], lr=1e-3)
     activations = Activations(model)
     with activations.watch(64):
@@ -35,14 +36,14 @@ def size(tensors) -> float:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_and_adapters_are_the_trained_weights(tiny_models, method):
-    model, parts = step(tiny_models["llama"], method)
+    model, parts = step(tiny_models, method)
     trained = [q for q in model.parameters() if q.requires_grad]
     assert parts.gradients == pytest.approx(size(q.grad for q in trained))
     assert parts.adapters == (pytest.approx(size(trained)) if method != "full" else 0.0)
 
 
 def test_optimizer_state_is_two_moments_and_for_bf16_weights_their_lower_halves(tiny_models):
-    model, parts = step(tiny_models["llama"], "full")
+    model, parts = step(tiny_models, "full")
     counts = {
         dtype: sum(q.numel() for q in model.parameters() if q.dtype == dtype)
         for dtype in (torch.bfloat16, torch.float32)
@@ -53,7 +54,7 @@ def test_optimizer_state_is_two_moments_and_for_bf16_weights_their_lower_halves(
 
 
 def test_qlora_holds_four_bits_a_weight_and_their_constants(tiny_models):
-    model, parts = step(tiny_models["llama"], "qlora")
+    model, parts = step(tiny_models, "qlora")
     blocks = [q for q in model.parameters() if q.dtype == torch.uint8]
     others = [q for q in model.parameters() if q.is_floating_point() and not q.requires_grad]
     assert blocks and size(blocks + others) <= parts.weights <= 1.1 * size(blocks + others) + 2e-5
@@ -74,7 +75,7 @@ def test_only_a_larger_micro_batch_is_counted_anew(tiny_models):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_activations_are_the_same_at_each_count(tiny_models, method):
-    assert len({step(tiny_models["llama"], method)[1].activations for _ in range(4)}) == 1
+    assert len({step(tiny_models, method)[1].activations for _ in range(4)}) == 1
 
 
 def test_checkpointing_keeps_less(tiny_models):
@@ -92,5 +93,5 @@ def test_checkpointing_keeps_less(tiny_models):
 
 
 def test_the_parts_and_the_rest_make_up_the_peak(tiny_models):
-    _, parts = step(tiny_models["llama"], "qlora")
+    _, parts = step(tiny_models, "qlora")
     assert sum(split_peak(parts, peak_gb=1.0).values()) == pytest.approx(1.0, abs=0.003)

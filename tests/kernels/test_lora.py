@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import base_for
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -22,10 +23,9 @@ from finetune.models.adapters import trainable
 from finetune.models.base import load_base
 
 
-def adapted(folder, method: str, dtype: torch.dtype):
+def adapted(folder, dtype: torch.dtype):
     """A peft model as peft makes it, adapters drawn at random so that B isn't zero."""
-    p = params.load()
-    base = load_base(folder, dtype, p.quantization if method == "qlora" else None)
+    base = load_base(folder, dtype)
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear"))
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -48,7 +48,7 @@ def outcome(model) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("method", ["qlora", "lora"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_equals_peft(tiny_models, family, method):
-    model = adapted(tiny_models[family], method, torch.float32)
+    model = adapted(base_for(tiny_models, family, method), torch.float32)
     expected_loss, expected = outcome(model)
     fuse(model)
     replace_layers(model)
@@ -61,12 +61,12 @@ def test_equals_peft(tiny_models, family, method):
 
 def test_layers_with_dropout_keep_their_own_forward(tiny_models):
     p = params.load()
-    model = trainable(tiny_models["llama"], METHODS["qlora"], replace(p.lora, dropout=0.5), p.quantization)
+    model = trainable(tiny_models["llama-4bit"], METHODS["qlora"], replace(p.lora, dropout=0.5))
     assert not any("forward" in vars(module) for module in model.modules() if isinstance(module, LoraLayer))
 
 
 def test_a_fused_model_is_saved_as_peft_saves_it(tiny_models, tmp_path):
-    model = adapted(tiny_models["llama"], "lora", torch.float32)
+    model = adapted(tiny_models["llama"], torch.float32)
     fused = copy.deepcopy(model)
     fuse(fused)
     for name, one in (("plain", model), ("fused", fused)):
@@ -98,7 +98,7 @@ class WidenedWeights(TorchDispatchMode):
 def test_at_no_time_is_more_than_one_layer_of_a_4_bit_base_wide(tiny_models, targets, dropout):
     p = params.load()
     lora = replace(p.lora, target_modules=targets, dropout=dropout)
-    model = trainable(tiny_models["llama"], METHODS["qlora"], lora, p.quantization).train()
+    model = trainable(tiny_models["llama-4bit"], METHODS["qlora"], lora).train()
     states = [getattr(q, "quant_state", None) for q in model.model.model.layers[0].parameters()]
     shapes = [state.shape for state in states if state is not None]
     ids = list(range(1, 151))  # filled to 192 rows: no activation has the shape of a weight

@@ -154,7 +154,7 @@ def test_a_model_with_a_state_trains_one_sequence_at_a_time_through_the_stage(
     stage("eval")
 
 
-@pytest.mark.parametrize("command", [["train"], ["eval", "--base"]])
+@pytest.mark.parametrize("command", [["train", "--method", "lora"], ["eval", "--base"]])
 def test_both_stages_that_compute_a_loss_refuse(workspace, tiny_models, tmp_path_factory, command):
     folder = families.with_tokenizer("cohere", tmp_path_factory.mktemp("cohere"), tiny_models["llama"])
     stage("prepare", "--model_name", folder)
@@ -164,5 +164,5 @@ def test_both_stages_that_compute_a_loss_refuse(workspace, tiny_models, tmp_path
 def test_tokens_that_the_model_has_no_embedding_for_are_refused(workspace, tiny_models, tmp_path_factory):
     folder = families.with_tokenizer("llama", tmp_path_factory.mktemp("short"), tiny_models["llama"], vocab_size=100)
     stage("prepare", "--model_name", folder)
-    for command in (["train"], ["eval", "--base"]):
+    for command in (["train", "--method", "lora"], ["eval", "--base"]):
         assert "has embeddings for 0 to 99 only" in refusal(*command, "--model_name", folder)

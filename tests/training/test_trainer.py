@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import FAST, drafts_in, files_in, refusal, stage, write_params
+from helpers import FAST, base_for, drafts_in, files_in, refusal, stage, write_params
 from safetensors.torch import load_file
 
 from finetune import params
@@ -24,7 +24,7 @@ def train(workspace, tiny_models):
     def run(family: str, method: str, *arguments, **changes) -> dict:
         write_params(workspace, methods=FAST, **changes)
         stage("prepare", "--model_name", tiny_models[family])
-        stage("train", "--model_name", tiny_models[family], "--method", method, *arguments)
+        stage("train", "--model_name", base_for(tiny_models, family, method), "--method", method, *arguments)
         names = ("train", "train.facts")
         found = [json.loads((workspace / f"metrics/{name}.json").read_text()) for name in names]
         return found[0] | found[1]
@@ -54,7 +54,7 @@ def test_qlora_holds_nf4_weights_and_adapts_every_linear_layer_but_the_head(tiny
     from bitsandbytes.nn import Linear4bit
 
     p = params.load()
-    model = trainable(tiny_models[family], METHODS["qlora"], p.lora, p.quantization)
+    model = trainable(tiny_models[f"{family}-4bit"], METHODS["qlora"], p.lora)
     quantised = [name for name, module in model.named_modules() if isinstance(module, Linear4bit)]
     expected = {"llama": 7, "gpt2": 4}[family] * 2
     assert len(quantised) == expected
@@ -70,7 +70,7 @@ def test_qlora_holds_nf4_weights_and_adapts_every_linear_layer_but_the_head(tiny
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.adapters])
 def test_a_validation_leaves_the_next_gradients_as_they_were(tiny_models, method):
     p = params.load()
-    model = trainable(tiny_models["llama"], METHODS[method], p.lora, p.quantization)
+    model = trainable(base_for(tiny_models, "llama", method), METHODS[method], p.lora)
     ids = list(range(1, 33))
     rows = [{"input_ids": ids[:20], "labels": ids[:20]}, {"input_ids": ids[20:], "labels": ids[20:]}]
 
@@ -90,7 +90,7 @@ def test_a_validation_leaves_the_next_gradients_as_they_were(tiny_models, method
 def test_four_bit_weights_count_as_the_weights_they_hold(tiny_models):
     p = params.load()
     whole = parameter_counts(load_base(tiny_models["llama"], torch.float32))[1]
-    trained, total = parameter_counts(trainable(tiny_models["llama"], METHODS["qlora"], p.lora, p.quantization))
+    trained, total = parameter_counts(trainable(tiny_models["llama-4bit"], METHODS["qlora"], p.lora))
     assert total - trained == whole
 
 
@@ -164,10 +164,10 @@ def test_accumulated_batches_learn_as_one_large_batch_does(train, method):
         assert parts[figure] == pytest.approx(whole[figure], abs=0.02)
 
 
-def test_the_model_card_names_licences_and_no_place_on_this_machine(workspace, train):
+def test_the_model_card_names_licences_and_no_place_on_this_machine(workspace, train, tiny_models):
     train("llama", "qlora")
     facts = read_facts(workspace / "models/tuned")
-    assert facts["method"] == "qlora" and facts["quantization"]["type"] == "nf4"
+    assert facts["method"] == "qlora" and facts["base"] == str(tiny_models["llama-4bit"])
     card = (workspace / "models/tuned/README.md").read_text()
     assert "licence" in card and "qlora" in card
 
@@ -188,7 +188,7 @@ def test_a_diverging_run_says_so_and_leaves_nothing(workspace, tiny_models, monk
 def test_unknown_target_modules_and_methods_are_refused(workspace, tiny_models):
     write_params(workspace, lora={"target_modules": ["no_such_layer"]})
     stage("prepare", "--model_name", tiny_models["llama"])
-    assert "lora.target_modules" in refusal("train", "--model_name", tiny_models["llama"])
+    assert "lora.target_modules" in refusal("train", "--model_name", tiny_models["llama-4bit"])
     assert "method: must be one of qlora, lora, dora, full" in refusal("train", "--method", "magic")
 
 
