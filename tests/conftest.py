@@ -31,7 +31,9 @@ def tiny_models(tmp_path_factory, words) -> dict[str, Path]:
     bits, 'llama-4bit' and 'gpt2-4bit'."""
     folder = tmp_path_factory.mktemp("models")
     models = {"llama": _tiny_llama(folder / "llama", words), "gpt2": _tiny_gpt2(folder / "gpt2", words)}
-    return models | {f"{family}-4bit": _in_4_bits(base, folder / f"{family}-4bit", words) for family, base in models.items()}
+    return models | {
+        f"{family}-4bit": _in_4_bits(base, folder / f"{family}-4bit", words) for family, base in models.items()
+    }
 
 
 def _in_4_bits(base: Path, folder: Path, words: list[dict]) -> Path:

@@ -18,6 +18,7 @@ ORDER = [
     "data",
     "kernels",
     "models",
+    "quantization",
     "training",
     "tracking",
     "evaluation",

@@ -22,7 +22,13 @@ from finetune.experiments import sweep
 
 
 def pipeline() -> dict:
-    return yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    """The stages by name; those of a `foreach` each by its own."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    return {
+        each: stage.get("do", stage)
+        for name, stage in stages.items()
+        for each in ([f"{name}@{key}" for key in stage["foreach"]] if "foreach" in stage else [name])
+    }
 
 
 def results(name: str) -> dict:
@@ -43,7 +49,7 @@ def reads(source: str) -> set[str]:
     return {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
 
 
-@pytest.mark.parametrize("name", [name for name in pipeline() if name != "fetch"])
+@pytest.mark.parametrize("name", [name for name in pipeline() if not name.startswith("fetch")])
 def test_a_stage_reads_only_params_that_dvc_yaml_declares(name):
     stage = pipeline()[name]
     declared = {key.replace(".${method}", "") for key in stage["params"]}
@@ -55,7 +61,7 @@ def test_a_stage_reads_only_params_that_dvc_yaml_declares(name):
 def test_the_lock_was_made_by_the_committed_code_and_params():
     lock = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    assert set(lock) == (set(pipeline()) - {"fetch"}) | {"fetch@model", "fetch@data"}
+    assert set(lock) == set(pipeline())
     for name, stage in lock.items():
         for dep in stage["deps"]:
             if dep["path"].startswith(("finetune", "stages")):

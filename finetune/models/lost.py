@@ -67,9 +67,11 @@ def start(model: PeftModel, folder: Path) -> None:
         print(f"{folder}: nobody kept what rounding to 4 bits lost, so the adapters start at zero")
         return
     with safe_open(folder / FILE, framework="pt") as kept:
+        stored = set(kept.keys())
         for name, layer in model.named_modules():
-            if isinstance(layer, LoraLayer) and f"{name.removeprefix(_PREFIX)}.a" in kept.keys():
-                _set(layer, *(kept.get_tensor(f"{name.removeprefix(_PREFIX)}.{factor}") for factor in "ab"))
+            own = name.removeprefix(_PREFIX)
+            if isinstance(layer, LoraLayer) and f"{own}.a" in stored:
+                _set(layer, *(kept.get_tensor(f"{own}.{factor}") for factor in "ab"))
 
 
 def _set(layer: LoraLayer, a: torch.Tensor, b: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,9 +115,7 @@ def _inputs(layer: nn.Module, number: int, examples: list[_Passing]) -> list[Inp
     sums: dict[tuple[nn.Linear | Conv1D, ...], torch.Tensor] = {}
     with ExitStack() as hooks:
         for module in linear:
-            hooks.enter_context(
-                _given(module, lambda positional, named, module=module: given.update({module: positional[0]}))
-            )
+            hooks.enter_context(_given(module, partial(_keep_first, given, module)))
         for passing in examples:
             given.clear()
             passing.through(number, layer)
@@ -127,6 +126,15 @@ def _inputs(layer: nn.Module, number: int, examples: list[_Passing]) -> list[Inp
                 sums[modules] = sums[modules].addmm_(rows.t(), rows) if modules in sums else rows.t() @ rows
     tokens = sum(passing.tokens for passing in examples)
     return [Inputs(list(modules), total / tokens) for modules, total in sums.items()]
+
+
+def _keep_first(
+    given: dict[nn.Linear | Conv1D, torch.Tensor],
+    module: nn.Linear | Conv1D,
+    positional: tuple[Any, ...],
+    named: dict[str, Any],
+) -> None:
+    given[module] = positional[0]
 
 
 def _sharing(given: dict[nn.Linear | Conv1D, torch.Tensor]) -> list[tuple[nn.Linear | Conv1D, ...]]:

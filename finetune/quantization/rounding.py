@@ -57,7 +57,8 @@ def rounded_by_gptq(
 def _together(inputs: Inputs, grid: Grid) -> list[Rounded]:
     weights = [matrix(module).float() for module in inputs.modules]
     importance = inputs.hessian.diagonal().clamp_min(1e-12)
-    read, states = zip(*(grid.stored(grid.scales(w, importance), inputs.modules[0].weight.dtype) for w in weights))
+    dtype = inputs.modules[0].weight.dtype
+    read, states = zip(*(grid.stored(grid.scales(w, importance), dtype) for w in weights), strict=True)
     chosen = gptq.choose(torch.cat(weights), torch.cat(read), inputs.hessian, grid).split([len(w) for w in weights])
     packed = [grid.packed(each) for each in chosen]
     return [

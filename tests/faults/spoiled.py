@@ -32,7 +32,9 @@ def trained(bench: Bench, method: str, *arguments: object, family: str = "llama"
     """What train prints, refusing, with `params` and `method` on a tiny model."""
     bench.params(**params)
     stage("prepare", "--model_name", bench.models[family])
-    return bench.refused("train", "--model_name", base_for(bench.models, family, method), "--method", method, *arguments)
+    return bench.refused(
+        "train", "--model_name", base_for(bench.models, family, method), "--method", method, *arguments
+    )
 
 
 def told(folder: Path, **changes: object) -> None:

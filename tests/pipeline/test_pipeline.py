@@ -11,7 +11,8 @@ from finetune.comparison.summary import ROWS
 from finetune.measures import COSTS, SCORES
 
 PREDICTIONS = "data/predictions/tuned.jsonl"
-STAGES = ["fetch@model", "fetch@data", "prepare", "train", "baseline", "eval", "plot"]
+BASELINES = ("baseline@base", "baseline@base-4bit")
+STAGES = ["fetch@model", "fetch@data", "prepare", "quantize", "train", *BASELINES, "eval", "plot"]
 
 
 def touched(folder) -> set[str]:
@@ -23,7 +24,7 @@ def touched(folder) -> set[str]:
 
 def test_it_makes_everything_that_it_promises(clone):
     assert (clone / "models/tuned/adapter_model.safetensors").exists()
-    for name in ("data", "base", "train", "eval"):
+    for name in ("data", "base", "base-4bit", "train", "eval"):
         assert json.loads((clone / f"metrics/{name}.json").read_text())
     for name in ("lengths", "loss", "learning_rate", "memory", "quality", "gain"):
         assert (clone / f"plots/{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -60,7 +61,8 @@ def test_a_changed_learning_rate_reruns_train_and_eval_only(editable):
     ("group", "key", "value", "stages"),
     [
         ("full", "learning_rate", 0.001, set()),
-        ("eval", "max_new_tokens", 4, {"prepare", "baseline", "eval"}),
+        ("eval", "max_new_tokens", 4, {"prepare", *BASELINES, "eval"}),
+        ("quantization", "examples", 3, {"quantize"}),
         ("data", "max_length", 128, {"prepare"}),
         ("lora", "r", 2, {"train"}),
     ],
@@ -80,7 +82,8 @@ def test_a_changed_param_touches_only_the_stages_that_read_it(editable, group, k
         ("stages/infer.py", set()),
         ("finetune/commands/infer.py", set()),
         ("stages/plot.py", {"plot"}),
-        ("finetune/evaluation/scoring.py", {"baseline", "eval"}),
+        ("finetune/evaluation/scoring.py", {*BASELINES, "eval"}),
+        ("finetune/quantization/gptq.py", {"quantize"}),
         ("finetune/training/trainer.py", {"train"}),
         ("finetune/figures/run.py", {"prepare", "plot"}),
     ],
@@ -95,7 +98,14 @@ def test_forced_again_it_makes_the_same_bytes(clone):
     done = dvc(clone, "repro", "--force")
     assert done.returncode == 0, done.stderr
     second = output_hashes(clone)
-    for path in ("models/base", "data/prepared", "models/tuned", "data/predictions/base.jsonl", PREDICTIONS):
+    for path in (
+        "models/base",
+        "data/prepared",
+        "models/base-4bit",
+        "models/tuned",
+        "data/predictions/base.jsonl",
+        PREDICTIONS,
+    ):
         assert second[path] == first[path], path
     assert (clone / "metrics/eval.json").read_bytes() == quality
     subprocess.run(["git", "checkout", "--quiet", "."], cwd=clone, check=True)
@@ -108,7 +118,7 @@ def test_push_and_pull_restore_data_and_models_byte_for_byte(clone):
     subprocess.run(["git", "clone", "--quiet", clone, second], check=True)
     done = dvc(second, "pull")
     assert done.returncode == 0, done.stderr
-    for folder in ("data/raw", "data/prepared", "data/predictions", "models/base", "models/tuned"):
+    for folder in ("data/raw", "data/prepared", "data/predictions", "models/base", "models/base-4bit", "models/tuned"):
         assert files_in(second / folder) == files_in(clone / folder) != {}
     assert touched(second) == set()
 

@@ -37,7 +37,9 @@ def distance(workspace, base, model) -> float:
     plain = load_base(base, compute_dtype())
     rows = load_from_disk(workspace / "data/prepared")["train"]["input_ids"][:16]
     with torch.no_grad(), in_training_precision(model):
-        apart = [(model(torch.tensor([row])).logits.float() - plain(torch.tensor([row])).logits).flatten() for row in rows]
+        apart = [
+            (model(torch.tensor([row])).logits.float() - plain(torch.tensor([row])).logits).flatten() for row in rows
+        ]
     return torch.cat(apart).square().mean().sqrt().item()
 
 
@@ -99,7 +101,9 @@ def test_a_start_at_zero_is_the_base_in_four_bits(workspace, tiny_models):
     made(workspace, tiny_models["llama"])
     base = load_base(workspace / FOUR, compute_dtype())
     far = distance(workspace, tiny_models["llama"], base)
-    assert distance(workspace, tiny_models["llama"], started_on(workspace, start="zero")) == pytest.approx(far, rel=0.02)
+    assert distance(workspace, tiny_models["llama"], started_on(workspace, start="zero")) == pytest.approx(
+        far, rel=0.02
+    )
 
 
 def test_it_is_made_of_training_examples_alone_and_the_same_each_time(workspace, tiny_models):
