@@ -12,8 +12,9 @@ import numpy
 
 from finetune.comparison import significance
 from finetune.comparison.contenders import Contender, flags
+from finetune.experiments.runs import Run
 from finetune.measures import COSTS, SCORES
-from finetune.methods import REFERENCE
+from finetune.methods import METHODS, REFERENCE
 
 Scores = dict[str, numpy.ndarray]
 """Score -> its values on the test set and on each resample, as `significance.scores` gives them."""
@@ -31,6 +32,7 @@ def compare(contenders: list[Contender]) -> dict:
     examples = len(runs[0].answers)
     return {
         "base": {"scores": _estimates(answers["base"], scores["base"])},
+        **_rounded(runs, drawn, signature),
         "contenders": {c.label: _contender(c, _estimates(answers[c.label], scores[c.label])) for c in contenders},
         "differences": [_difference(a, b, scores, examples) for a, b in _pairs(list(scores))],
         "reference": reference,
@@ -46,6 +48,15 @@ def compare(contenders: list[Contender]) -> dict:
         **{what: sorted({run.metrics["train.facts"][what] for run in runs}) for what in ("hardware", "versions")},
         **{what: first["eval.facts"][what] for what in ("bleu_signature", "rouge_signature")},
     }
+
+
+def _rounded(runs: list[Run], drawn: numpy.ndarray, signature: str) -> dict[str, dict]:
+    """The scores of the base model in four bits, on which a quantised method was trained, if there is one."""
+    found = [run.rounded_answers for run in runs if METHODS[run.method].quantized and run.rounded_answers]
+    if not found:
+        return {}
+    answers = [significance.answers(found[0], signature)]
+    return {"base_4bit": {"scores": _estimates(answers, significance.scores(answers, drawn))}}
 
 
 def _estimates(runs: list[significance.Answers], scores: Scores) -> dict[str, dict]:

@@ -1,6 +1,6 @@
 """A comparison on a front page: which to take, a short table, and one sentence a contender."""
 
-from finetune.comparison.tables import Table, markdown
+from finetune.comparison.tables import Table, bases, markdown
 from finetune.comparison.verdict import advice, cost_ratio, in_sentence, name
 from finetune.measures import COSTS, SCORES, Measure
 
@@ -16,13 +16,20 @@ def summary(data: dict) -> str:
     """Markdown without intervals; those are in the full tables."""
     sentences = [f"- {_sentence(data, label)}" for label in data["contenders"]]
     advised = [f"**{sentence}**" for sentence in advice(data)]
-    return "\n\n".join([*advised, markdown(_table(data)), "\n".join(sentences)])
+    return "\n\n".join([*advised, markdown(_table(data)), "\n".join([*_rounding(data), *sentences])])
 
 
 def _table(data: dict) -> Table:
-    columns = [data["base"], *data["contenders"].values()]
+    columns = [*bases(data).values(), *data["contenders"].values()]
     rows = [[measure.heading, *(_cell(measure, column) for column in columns)] for measure in ROWS]
-    return Table(["", "base", *data["contenders"]], rows)
+    return Table(["", *bases(data), *data["contenders"]], rows)
+
+
+def _rounding(data: dict) -> list[str]:
+    """What rounding costs before any training, apart from what training gains."""
+    loss = SCORES["test_loss"]
+    whole, *rounded = (loss.text(column["scores"][loss.key]["value"]) for column in bases(data).values())
+    return [f"- Four bits take the base model's {in_sentence(loss)} from {whole} to {after}." for after in rounded]
 
 
 def _cell(measure: Measure, column: dict) -> str:

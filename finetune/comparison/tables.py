@@ -20,18 +20,24 @@ def tables(data: dict) -> list[Table]:
     return [_contenders(data), _differences(data)]
 
 
+def bases(data: dict) -> dict[str, dict]:
+    """Heading -> the untrained models: as it was fetched, and in four bits if a method was trained on that."""
+    return {"base": data["base"]} | ({"base, 4-bit": data["base_4bit"]} if "base_4bit" in data else {})
+
+
 def _contenders(data: dict) -> Table:
     contenders = data["contenders"]
-    columns = [data["base"], *contenders.values()]
+    columns = [*bases(data).values(), *contenders.values()]
+    none = ["-"] * len(bases(data))
     rows = [[m.heading, *(_score(m, column["scores"][m.key]) for column in columns)] for m in SCORES.values()]
     for measure in COSTS.values():
         spreads = [contender["costs"].get(measure.key) for contender in contenders.values()]
         if any(spreads):
-            rows.append([_cost_heading(measure), "-", *(_cost(measure, spread) for spread in spreads)])
-    rows.append(["Learning rate", "-", *(f"{contender['learning_rate']:g}" for contender in contenders.values())])
-    rows.append(["Epochs", "-", *(f"{contender['epochs']:g}" for contender in contenders.values())])
-    rows.append(["Seeds", "-", *(", ".join(map(str, contender["seeds"])) for contender in contenders.values())])
-    return Table(["", "base", *contenders], rows)
+            rows.append([_cost_heading(measure), *none, *(_cost(measure, spread) for spread in spreads)])
+    rows.append(["Learning rate", *none, *(f"{contender['learning_rate']:g}" for contender in contenders.values())])
+    rows.append(["Epochs", *none, *(f"{contender['epochs']:g}" for contender in contenders.values())])
+    rows.append(["Seeds", *none, *(", ".join(map(str, contender["seeds"])) for contender in contenders.values())])
+    return Table(["", *bases(data), *contenders], rows)
 
 
 def _cost_heading(measure: Measure) -> str:

@@ -8,6 +8,11 @@ def output_hash(lock: dict, path: str) -> str:
     return _outputs(lock)[path]
 
 
+def has_output(lock: dict, path: str) -> bool:
+    """Whether a stage made `path`."""
+    return path in _outputs(lock)
+
+
 def check_consistent(lock: dict, params: dict, name: str) -> None:
     """That run `name`'s stages worked on each other's outputs, under `params` (the content of params.yaml).
 

@@ -31,6 +31,8 @@ class Run:
     """metrics/*.json by name: data, base, train, eval, and what else is known of them: train.facts, eval.facts."""
     answers: list[dict]
     base_answers: list[dict]
+    rounded_answers: list[dict]
+    """Of the base model in four bits; none from before it was scored."""
     curve: pandas.DataFrame
     """A row each optimizer step: step, loss, seconds, tokens."""
     memory: pandas.DataFrame
@@ -138,6 +140,7 @@ def _read(revision: str | None, commit: str, name: str, remedy: str) -> Run:
     params, locked = (yaml.safe_load(text(path)) for path in ("params.yaml", "dvc.lock"))
     dvc_lock.check_consistent(locked, params, name)
     metrics = ("data", "base", "train", "eval", "train.facts", "eval.facts")
+    rounded = PREDICTIONS / "base-4bit.jsonl"
     curve = table(PLOTS / CURVES / "train/loss.tsv")
     for column in ("seconds", "tokens"):
         curve[column] = table(PLOTS / CURVES / f"train/{column}.tsv")[column]
@@ -149,6 +152,7 @@ def _read(revision: str | None, commit: str, name: str, remedy: str) -> Run:
         metrics={metric: json.loads(text(METRICS / f"{metric}.json")) for metric in metrics},
         answers=jsonl_rows(text(PREDICTIONS / "tuned.jsonl")),
         base_answers=jsonl_rows(text(PREDICTIONS / "base.jsonl")),
+        rounded_answers=jsonl_rows(text(rounded)) if dvc_lock.has_output(locked, rounded.as_posix()) else [],
         curve=curve,
         memory=table(PLOTS / MEMORY_TABLE),
     )

@@ -58,6 +58,7 @@ def run(method: str, seed: int = 1, words: int = 8, nats: float = 1.5, cost: flo
         metrics=metrics,
         answers=answers(words, nats),
         base_answers=answers(4, 2.0),
+        rounded_answers=[],
         curve=curve,
         memory=pandas.DataFrame({"seconds": [0.0, 1.0], "process_gb": [1.0, 2.0], "device_gb": [0.5, 1.5]}),
     )
@@ -98,6 +99,16 @@ def test_the_one_to_take_is_the_cheapest_of_those_that_nothing_beats(runs, sente
     data = compared(*(run(method, nats=nats, cost=cost) for method, nats, cost in runs))
     assert verdict.verdict(data)[0] == sentence
     assert summary(data).startswith(f"**{sentence}**")
+
+
+def test_what_rounding_costs_is_told_apart_from_what_training_gains():
+    rounded = [row | {"nats": 1.125 * row["nats"]} for row in run("qlora").base_answers]
+    data = compared(run("qlora", words=8, nats=1.75, rounded_answers=rounded), run("full", words=12))
+    assert "| | base | base, 4-bit | qlora | full |" in summary(data)
+    assert "- Four bits take the base model's test loss from 2.000 to 2.250." in summary(data)
+    assert "| | base | base, 4-bit | qlora | full |" in report(data)
+    others = compared(run("lora", words=8, rounded_answers=rounded), run("full", words=12))
+    assert "4-bit" not in summary(others) + report(others)
 
 
 def test_equal_runs_cannot_be_told_apart():
