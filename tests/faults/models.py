@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from helpers import stage
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from faults import Bench, Fault
 from faults.spoiled import Change, base, prepared, told, weights
@@ -270,4 +271,50 @@ def broken_norm(what: str, value: float) -> Fault:
 FAULTS += [
     broken_norm("weights that are NaN, in eval", float("nan")),
     broken_norm("weights so large that the logits overflow, in eval", 3e38),
+]
+
+
+def without_four_bits(bench: Bench) -> str:
+    """QLoRA on a model that nobody rounded."""
+    mine = prepared(bench, lambda folder: None)
+    return bench.refused("train", "--model_name", mine, "--method", "qlora")
+
+
+def other_four_bits(bench: Bench) -> str:
+    """QLoRA on a model other than the one that was rounded."""
+    mine = prepared(bench, lambda folder: None)
+    stage("quantize", "--model_name", mine)
+    weights(bench.folder / mine, lambda found: found["model.norm.weight"].mul_(2))
+    return bench.refused("train", "--model_name", mine, "--method", "qlora")
+
+
+def odd_width(bench: Bench) -> str:
+    """A model whose layers have inputs that no block divides."""
+    stage("prepare", "--model_name", bench.models["llama"])
+    config = AutoConfig.from_pretrained(bench.models["llama"])
+    config.intermediate_size = 100
+    shutil.copytree(bench.models["llama"], bench.folder / "mine")
+    AutoModelForCausalLM.from_config(config).save_pretrained(bench.folder / "mine")
+    return bench.refused("quantize", "--model_name", "mine")
+
+
+FAULTS += [
+    Fault(
+        "models",
+        "qlora without a base in four bits",
+        "models/base-4bit: not there; run `python stages/quantize.py --model_name mine` first",
+        without_four_bits,
+    ),
+    Fault(
+        "models",
+        "qlora with the four bits of another model",
+        "models/base-4bit: is made of other weights than those in mine; run `python stages/quantize.py --model_name mine`",
+        other_four_bits,
+    ),
+    Fault(
+        "models",
+        "a layer whose inputs are no multiple of `quantization.block_size`",
+        "quantization.block_size: model.layers.0.mlp.down_proj has 100 inputs, no multiple of 32; choose method lora, or another model",
+        odd_width,
+    ),
 ]

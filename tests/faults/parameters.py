@@ -230,3 +230,27 @@ FAULTS += [
         "alpaca",
     ),
 ]
+
+FAULTS += [
+    setting(
+        "`quantization.block_size: 48`",
+        "quantization.block_size: must be one of 32, 64, got 48",
+        quantization={"block_size": 48},
+    ),
+    setting(
+        "`quantization.calibration: awq`",
+        "quantization.calibration: must be one of gptq, nearest, got 'awq'",
+        quantization={"calibration": "awq"},
+    ),
+    setting(
+        "`quantization.examples: 0`", "quantization.examples: must be at least 1, got 0", quantization={"examples": 0}
+    ),
+    setting(
+        "`quantization.keep_dequantized`, which is gone",
+        "quantization.keep_dequantized: unknown key in params.yaml; known here: type, block_size, double_quant, calibration, examples",
+        quantization={"keep_dequantized": True},
+    ),
+    setting(
+        "`lora.start: pissa`", "lora.start: must be one of rounding_error, zero, got 'pissa'", lora={"start": "pissa"}
+    ),
+]
