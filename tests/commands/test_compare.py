@@ -69,10 +69,10 @@ def test_table_and_page_hold_every_figure(experiments):
     done = compare(experiments, "qlora-*", "full-1", "--out_dir", "report")
     assert done.returncode == 0, done.stderr
     table = (experiments / "report/comparison.md").read_text()
-    assert "|  | base | qlora | full |" in table and "| Seeds | - | 1, 2 | 1 |" in table
+    assert "|  | base | base, 4-bit | qlora | full |" in table and "| Seeds | - | - | 1, 2 | 1 |" in table
     assert "**Note.** Seeds differ: qlora 1, 2; full 1." in table
     assert re.search(
-        r"\| ROUGE-L \(0 to 100\) \| [\d.]+ \[[\d.]+, [\d.]+\] \| [\d.]+ \[[\d.]+, [\d.]+\] ± [\d.]+ \|", table
+        r"\| ROUGE-L \(0 to 100\) \|( [\d.]+ \[[\d.]+, [\d.]+\] \|){2} [\d.]+ \[[\d.]+, [\d.]+\] ± [\d.]+ \|", table
     )
     for pair in ("qlora against base", "full against base", "qlora against full"):
         assert re.search(rf"\| {pair} (\| [+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\], p [<=] [\d.]+ ){{3}}\|", table)
@@ -105,7 +105,7 @@ def test_the_documents_tables_their_figures_and_the_picture_are_written_together
 
 def test_a_method_with_two_settings_is_two_contenders(experiments):
     done = compare(experiments, "qlora-1", "small-rank", "full-1", "--out_dir", "report")
-    assert done.returncode == 0 and "|  | base | qlora-1 | small-rank | full |" in done.stdout
+    assert done.returncode == 0 and "|  | base | base, 4-bit | qlora-1 | small-rank | full |" in done.stdout
     assert "<td>lora.r</td><td>4</td><td>2</td><td>4</td>" in (experiments / "report/comparison.html").read_text()
 
 
