@@ -1,14 +1,15 @@
-"""Greedy decoding in batches with a KV cache."""
+"""Greedy answers to prompts: all of them, or one as it comes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import takewhile
 from typing import TYPE_CHECKING, cast
 
 import torch
 
 from finetune.errors import UserError
+from finetune.evaluation import decoding
 from finetune.models.ends import end_tokens
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -28,29 +29,30 @@ def generate(
 ) -> list[str]:
     """Answer each prompt (token ids) greedily; answers come in the prompts' order, stripped.
 
-    Prompts of like length share a batch, padded on the left. `progress` gets the number done.
+    At most `batch_size` prompts are answered at a time. `progress` gets the number done, now and then and at the end.
     Raises UserError if prompt and answer don't fit the model's positions.
     """
     _check_fits(model, max(map(len, prompts)), max_new_tokens)
     model.eval()
-    greedy = _greedy(model, tokenizer, max_new_tokens)
-    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    answers = [""] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = tokenizer.pad(
-            {"input_ids": [prompts[index] for index in chosen]}, padding_side="left", return_tensors="pt"
-        ).to(model.device)
-        output = cast("Callable[..., torch.Tensor]", model.generate)(**batch, generation_config=greedy)
-        made = [_before_end(ids, greedy.eos_token_id) for ids in output[:, batch["input_ids"].shape[1] :].tolist()]
-        texts = tokenizer.batch_decode(made, skip_special_tokens=True)
-        for index, text in zip(chosen, texts, strict=True):
-            answers[index] = text.strip()
-        progress(start + len(chosen))
-    return answers
+    ends = _ends(model, tokenizer)
+    made: list[list[int]] = [[] for _ in prompts]
+    done = 0
+    with decoding.prepared(model, prompts, max_new_tokens) as ready:
+        if ready:
+            coming = decoding.tokens(model, prompts, slots=batch_size, max_new_tokens=max_new_tokens, ends=ends)
+        else:
+            coming = _by_transformers(model, tokenizer, prompts, batch_size, max_new_tokens)
+        for index, token in coming:
+            made[index].append(token)
+            if token in ends or len(made[index]) == max_new_tokens:
+                done += 1
+                if done % batch_size == 0 or done == len(prompts):
+                    progress(done)
+    texts = tokenizer.batch_decode([_before_end(ids, ends) for ids in made], skip_special_tokens=True)
+    return [text.strip() for text in texts]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def stream(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, prompt: list[int], max_new_tokens: int
 ) -> None:
@@ -59,19 +61,17 @@ def stream(
 
     _check_fits(model, len(prompt), max_new_tokens)
     model.eval()
-    greedy = _greedy(model, tokenizer, max_new_tokens)
-
-    class AnswerStreamer(TextStreamer):
-        def put(self, value: torch.Tensor) -> None:
-            super().put(value if self.next_tokens_are_prompt else value[~torch.isin(value, self.ends)])
-
-        ends = torch.tensor(greedy.eos_token_id)
-
-    ids = torch.tensor([prompt], device=model.device)
-    streamer = AnswerStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    cast("Callable[..., torch.Tensor]", model.generate)(
-        input_ids=ids, attention_mask=torch.ones_like(ids), streamer=streamer, generation_config=greedy
-    )
+    ends = _ends(model, tokenizer)
+    printer = TextStreamer(tokenizer, skip_special_tokens=True)
+    with decoding.prepared(model, [prompt], max_new_tokens) as ready:
+        if ready:
+            coming = decoding.tokens(model, [prompt], slots=1, max_new_tokens=max_new_tokens, ends=ends)
+        else:
+            coming = _by_transformers(model, tokenizer, [prompt], 1, max_new_tokens)
+        for _, token in coming:
+            if token not in ends:
+                printer.put(torch.tensor([token]))
+    printer.end()
 
 
 def _check_fits(model: PreTrainedModel | PeftModel, prompt_tokens: int, max_new_tokens: int) -> None:
@@ -83,21 +83,41 @@ def _check_fits(model: PreTrainedModel | PeftModel, prompt_tokens: int, max_new_
         )
 
 
-def _greedy(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
-) -> GenerationConfig:
-    """What generation means here: the likeliest token each time, up to an end token of the model or the tokenizer.
+def _ends(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What ends an answer: an end token of the model or the tokenizer.
 
-    Nothing else reaches it from the model's folder: `models.ends.keep_ends_alone` has seen to that at load.
+    Nothing else reaches generation from the model's folder: `models.ends.keep_ends_alone` has seen to that at load.
+    """
+    return sorted({tokenizer.eos_token_id, *end_tokens(model)})
+
+
+def _by_transformers(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    batch_size: int,
+    max_new_tokens: int,
+) -> Iterator[tuple[int, int]]:
+    """What `decoding.tokens` yields, batch after batch, for models that it doesn't fit: those that carry a state, say.
+
+    Prompts of like length share a batch, padded on the left.
     """
     from transformers import GenerationConfig
 
-    return GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=sorted({tokenizer.eos_token_id, *end_tokens(model)}),
+    ends = _ends(model, tokenizer)
+    greedy = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, eos_token_id=ends
     )
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = tokenizer.pad(
+            {"input_ids": [prompts[index] for index in chosen]}, padding_side="left", return_tensors="pt"
+        ).to(model.device)
+        output = cast("Callable[..., torch.Tensor]", model.generate)(**batch, generation_config=greedy)
+        for index, ids in zip(chosen, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+            answer = _before_end(ids, ends)
+            yield from ((index, token) for token in ids[: len(answer) + 1])
 
 
 def _before_end(ids: list[int], ends: list[int]) -> list[int]:

@@ -52,8 +52,8 @@ def packed_head_inputs(model: PreTrainedModel | PeftModel, batch: Batch) -> torc
     )
 
 
-def head_inputs(model: PreTrainedModel | PeftModel, **inputs: torch.Tensor) -> torch.Tensor:
-    """What the head of `model` is given for `inputs`, (1, tokens, width), while it is spared all positions."""
+def head_inputs(model: PreTrainedModel | PeftModel, *, use_cache: bool = False, **inputs: Any) -> torch.Tensor:
+    """What the head of `model` is given for `inputs`, (rows, tokens, width), while it is spared all positions."""
     seen: list[torch.Tensor] = []
 
     def narrow(module: nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
@@ -63,7 +63,7 @@ def head_inputs(model: PreTrainedModel | PeftModel, **inputs: torch.Tensor) -> t
 
     handle = model.get_output_embeddings().register_forward_pre_hook(narrow)
     try:
-        model(**inputs, use_cache=False)
+        model(**inputs, use_cache=use_cache)
     finally:
         handle.remove()
     return seen[0]

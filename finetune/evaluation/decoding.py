@@ -1,0 +1,201 @@
+"""Greedy decoding with continuous batching: a prompt that is answered leaves at once, and a waiting one takes its slot.
+
+Which models this works for isn't told by their names: `fits` compares it with the model's own forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch.nn.functional import linear, pad
+
+from finetune.device import is_out_of_memory
+from finetune.evaluation.products import joined
+from finetune.evaluation.slots import Slots, attending_to_slots
+from finetune.kernels.attention import ROUND_ROWS_TO, mask_of
+from finetune.kernels.loss import head_inputs
+from finetune.models.probe import TOLERANCE
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+PREFILL_TOKENS = 1024
+"""Prompts enter end to end in passes of at most so many tokens, or alone if one is longer."""
+
+ROWS = 16
+"""Slots in use are rounded up to a multiple of this: a tile of the CPU's matrix unit, and few shapes to compile for."""
+
+
+def tokens(
+    model: PreTrainedModel | PeftModel, prompts: list[list[int]], *, slots: int, max_new_tokens: int, ends: Sequence[int]
+) -> Iterator[tuple[int, int]]:
+    """Yield (number of the prompt, token) for every token of the greedy answers, each prompt's in their order.
+
+    An answer closes with one of `ends`, or after `max_new_tokens`. At most `slots` prompts are answered at a time.
+    """
+    waiting = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # the longest is at the end
+    slots = min(slots, len(prompts))
+    running: list[list[int]] = []  # by slot: number of the prompt, tokens so far in its slot, tokens made, last token
+    decoder = _Decoder(model, slots, max(map(len, prompts)) + max_new_tokens)
+    # A few at a time, since a pass costs the same weights whether it is for one prompt or for ten.
+    few = max(1, slots // 8)
+    while waiting or running:
+        free = slots - len(running)
+        if waiting and (free >= min(few, len(waiting)) or not running):
+            entering = [waiting.pop() for _ in range(min(free, len(waiting)))]
+            made = decoder.enter(len(running), [prompts[index] for index in entering])
+            running += [[index, len(prompts[index]), 0, -1] for index in entering]
+            fresh = range(len(running) - len(entering), len(running))
+        else:
+            made = decoder.step([one[3] for one in running], [one[1] for one in running])
+            for one in running:
+                one[1] += 1
+            fresh = range(len(running))
+        for slot, token in zip(fresh, made, strict=True):
+            running[slot][2:] = [running[slot][2] + 1, token]
+            yield running[slot][0], token
+        for slot in reversed(range(len(running))):
+            if running[slot][2] == max_new_tokens or running[slot][3] in ends:
+                # Slots in use stay the first ones, so that a pass takes them as they lie.
+                if slot < len(running) - 1:
+                    decoder.move(len(running) - 1, slot)
+                    running[slot] = running[-1]
+                running.pop()
+
+
+@contextmanager
+def prepared(model: PreTrainedModel | PeftModel, prompts: list[list[int]], max_new_tokens: int) -> Iterator[bool]:
+    """Make `model` ready for `tokens` within the block; False, and nothing changed, if its own answers would be others.
+
+    It is tried on the longest and the shortest of `prompts`, as long as the answers can make them.
+    """
+    base = _base(model)
+    short, long = min(prompts, key=len), max(prompts, key=len)
+    tried = [_lengthened(long, len(long) + max_new_tokens), _lengthened(short, len(short) + 1)]
+    with ExitStack() as undo:
+        try:
+            expected = torch.cat([head_inputs(base, input_ids=_ids(base, ids))[0, -2:] for ids in tried])
+            ready = _head_is_a_product(base, tried[-1])
+            undo.enter_context(attending_to_slots(base))
+            undo.enter_context(joined(base, lambda: head_inputs(base, input_ids=_ids(base, tried[-1]))))
+            ready = ready and _is_near(_in_slots(base, tried), expected)
+        except Exception as error:  # what a model can't be asked it answers with all kinds of errors
+            if is_out_of_memory(error):
+                raise
+            ready = False
+        if not ready:
+            undo.close()
+        yield ready
+
+
+def _lengthened(ids: list[int], size: int) -> list[int]:
+    return (ids * -(-size // len(ids)))[:size]
+
+
+def _ids(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    return torch.tensor([ids], device=model.device)
+
+
+def _head_is_a_product(model: PreTrainedModel, ids: list[int]) -> bool:
+    """Whether logits are what `_Decoder` takes them for."""
+    head: Any = model.get_output_embeddings()
+    found = linear(head_inputs(model, input_ids=_ids(model, ids))[0, -1:], head.weight, head.bias)
+    return _is_near(found, model(input_ids=_ids(model, ids), use_cache=False).logits[0, -1:])
+
+
+def _in_slots(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
+    """What the head is given at the last two tokens of each of `rows`, of which the last comes in a pass of its own."""
+    decoder = _Decoder(model, len(rows), max(map(len, rows)))
+    before = decoder.entering(0, [ids[:-1] for ids in rows])
+    last = decoder.stepping([ids[-1] for ids in rows], [len(ids) - 1 for ids in rows])
+    return torch.stack([before, last], 1).flatten(0, 1)
+
+
+def _is_near(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether each row's difference is as small beside the row as rounding makes it."""
+    difference = (found.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1)
+    return bool((difference < TOLERANCE[expected.dtype]).all())
+
+
+class _Decoder:
+    """Passes of a model over slots."""
+
+    def __init__(self, model: PreTrainedModel | PeftModel, slots: int, positions: int) -> None:
+        self.model = _base(model)
+        self.slots = Slots(slots, positions)
+        self._count = slots
+        self._head: Any = self.model.get_output_embeddings()
+
+    @torch.inference_mode()
+    def enter(self, first: int, prompts: list[list[int]]) -> list[int]:
+        """Prompts take the slots from `first` on; the token after each."""
+        return self._likeliest(self.entering(first, prompts))
+
+    @torch.inference_mode()
+    def step(self, last: list[int], lengths: list[int]) -> list[int]:
+        """The next token of each of the first slots, whose last token isn't in its slot yet."""
+        return self._likeliest(self.stepping(last, lengths))
+
+    @torch.inference_mode()
+    def move(self, origin: int, target: int) -> None:
+        """Let slot `target` hold what slot `origin` holds."""
+        self.slots.move(origin, target)
+
+    @torch.inference_mode()
+    def entering(self, first: int, prompts: list[list[int]]) -> torch.Tensor:
+        """What the head is given after each prompt, (prompts, width)."""
+        found = []
+        for start, end in _parts([len(prompt) for prompt in prompts]):
+            part = prompts[start:end]
+            lengths = [len(prompt) for prompt in part]
+            self.slots.enter([first + start + number for number in range(len(part))], lengths)
+            spare = -sum(lengths) % ROUND_ROWS_TO
+            ids = self._tensor([[token for prompt in part for token in prompt]])
+            positions = self._tensor([[place for size in lengths for place in range(size)]])
+            hidden = self._pass(
+                input_ids=pad(ids, (0, spare)),
+                position_ids=pad(positions, (0, spare)),
+                attention_mask=mask_of(torch.tensor([*lengths, spare] if spare else lengths)),
+            )
+            found.append(hidden[0, torch.tensor(lengths).cumsum(0) - 1])
+        return torch.cat(found)
+
+    @torch.inference_mode()
+    def stepping(self, last: list[int], lengths: list[int]) -> torch.Tensor:
+        """What the head is given after each of the tokens `last`, (slots in use, width)."""
+        rows = min(-(-len(last) // ROWS) * ROWS, self._count)
+        filler = [0] * (rows - len(last))  # at the start of free slots, over which a prompt writes as it enters
+        places = self._tensor([*lengths, *filler])
+        hidden = self._pass(
+            input_ids=self._tensor([*last, *filler])[:, None],
+            position_ids=places[:, None],
+            attention_mask=self.slots.add(places),
+        )
+        return hidden[: len(last), 0]
+
+    def _likeliest(self, hidden: torch.Tensor) -> list[int]:
+        return linear(hidden, self._head.weight, self._head.bias).max(-1).indices.tolist()
+
+    def _tensor(self, numbers: list[Any]) -> torch.Tensor:
+        return torch.tensor(numbers, device=self.model.device)
+
+    def _pass(self, **inputs: torch.Tensor) -> torch.Tensor:
+        return head_inputs(self.model, **inputs, past_key_values=self.slots, use_cache=True)
+
+
+def _parts(lengths: list[int]) -> Iterator[tuple[int, int]]:
+    """Ranges of prompts that enter in one pass."""
+    start = 0
+    for end in range(1, len(lengths) + 1):
+        if end == len(lengths) or sum(lengths[start : end + 1]) > PREFILL_TOKENS:
+            yield start, end
+            start = end
+
+
+def _base(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model with its adapters inside, without peft's own wrapping of each call."""
+    return cast("PreTrainedModel", model.get_base_model() if hasattr(model, "get_base_model") else model)

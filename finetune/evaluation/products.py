@@ -1,0 +1,243 @@
+"""Linear layers as generation wants them: few rows, the same weights at every token.
+
+Layers that are given the same tensor are one product, their adapters' first halves (x Aᵀ) part of it; adapters are cast
+and scaled once. Weights in 4 bits are de-quantised at each use, into one workspace for all, so that no more than the
+layers of one product are there in 16 bits at a time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from math import prod
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@contextmanager
+def joined(model: PreTrainedModel, run: Callable[[], object]) -> Iterator[None]:
+    """Linear layers of `model` are joined within the block, by what `run` (a pass of the model) shows them to be given."""
+    groups = [_Group(members) for members in _sharing_inputs(model, run)]
+    sizes = [group.size for group in groups if group.quantized]
+    before = {layer: vars(layer).get("forward") for group in groups for layer in group.layers}
+    workspaces: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+    try:
+        for group in groups:
+            group.join(workspaces, max(sizes, default=0))
+            for number, layer in enumerate(group.layers):
+                layer.forward = partial(group, number)
+        yield
+    finally:
+        for layer, forward in before.items():
+            if forward is None:
+                vars(layer).pop("forward", None)
+            else:
+                layer.forward = forward
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """A layer's parts: y = x Wᵀ + bias, and the adapter's s (x Aᵀ) Bᵀ."""
+
+    layer: nn.Module
+    base: nn.Module
+    weight: nn.Parameter
+    down: torch.Tensor | None
+    up: torch.Tensor | None
+
+    @property
+    def state(self) -> Any:
+        return getattr(self.weight, "quant_state", None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype if self.state is None else self.state.dtype
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        if self.state is not None:
+            return tuple(self.state.shape)
+        return tuple(self.weight.shape[::-1] if isinstance(self.base, Conv1D) else self.weight.shape)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What layers of one product have in common."""
+        return self.weight.device, self.dtype, self.shape[1], self.state is None
+
+
+def _linear(layer: nn.Module) -> _Linear | None:
+    """The parts of a linear layer; None if it is none, or one whose form only its own code knows."""
+    down = up = None
+    base = layer
+    if isinstance(layer, LoraLayer):
+        if "forward" not in vars(layer):  # not fused: dropout, DoRA, biases
+            return None
+        (name,) = layer.active_adapters
+        base = cast(nn.Module, layer.get_base_layer())
+        down, up = layer.lora_A[name].weight, layer.lora_B[name].weight * layer.scaling[name]
+    weight = getattr(base, "weight", None)
+    state = getattr(weight, "quant_state", None)
+    # On a CPU bitsandbytes may have put the blocks in an order of its own.
+    if getattr(state, "packing_format_for_cpu", False) or (state is None and type(base) not in (nn.Linear, Conv1D)):
+        return None
+    return _Linear(layer, base, cast(nn.Parameter, weight), down, up)
+
+
+def _sharing_inputs(model: PreTrainedModel, run: Callable[[], object]) -> list[list[_Linear]]:
+    """The linear layers that `run` calls, but the head; those given the same tensor, one after another, together."""
+    head = model.get_output_embeddings()
+    inside = {part for layer in model.modules() if isinstance(layer, LoraLayer) for part in layer.modules()} - {
+        layer for layer in model.modules() if isinstance(layer, LoraLayer)
+    }
+    linear = {layer: _linear(layer) for layer in model.modules() if layer is not head and layer not in inside}
+    called: list[tuple[_Linear, torch.Tensor]] = []
+    handles = [
+        layer.register_forward_pre_hook(lambda _, inputs, parts=parts: called.append((parts, inputs[0])))
+        for layer, parts in linear.items()
+        if parts is not None
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    groups = [[parts for parts, _ in one] for _, one in groupby(called, lambda call: (id(call[1]), call[0].kind))]
+    times = [layer.layer for layer, _ in called]
+    return [group for group in groups if all(times.count(one.layer) == 1 for one in group)]
+
+
+class _Group:
+    """Linear layers that are given the same tensor."""
+
+    def __init__(self, members: list[_Linear]) -> None:
+        self.layers = [one.layer for one in members]
+        self.quantized = members[0].state is not None
+        self._members = members
+        self._outs = [one.shape[0] for one in members]
+        self._out, self._in = sum(self._outs), members[0].shape[1]
+        self._input: torch.Tensor | None = None
+        self._results: list[torch.Tensor | None] = []
+        adapted = [one for one in members if one.down is not None]
+        dtype, device = members[0].dtype, members[0].weight.device
+        self._rank = sum(len(cast(torch.Tensor, one.down)) for one in adapted)
+        self._down = torch.cat([cast(torch.Tensor, one.down).to(dtype) for one in adapted]) if adapted else None
+        self._up = torch.zeros(self._out, self._rank, dtype=dtype, device=device)
+        column = row = 0
+        for one, out in zip(members, self._outs, strict=True):
+            if one.up is not None:
+                self._up[row : row + out, column : column + one.up.shape[1]] = one.up
+                column += one.up.shape[1]
+            row += out
+        biases = [getattr(one.base, "bias", None) for one in members]
+        self._bias = None
+        if any(bias is not None for bias in biases):
+            zeros = [torch.zeros(out, dtype=dtype, device=device) for out in self._outs]
+            self._bias = torch.cat([zero if b is None else b.to(dtype) for zero, b in zip(zeros, biases, strict=True)])
+
+    @property
+    def size(self) -> int:
+        return (self._out + self._rank) * self._in
+
+    def join(self, workspaces: dict[tuple[torch.device, torch.dtype], torch.Tensor], largest: int) -> None:
+        """Lay the weights out as one matrix, (out + rank, in): now, or in a workspace at each use."""
+        first = self._members[0]
+        shape = (self._out + self._rank, self._in)
+        if self.quantized:
+            key = first.weight.device, first.dtype
+            if key not in workspaces:
+                workspaces[key] = torch.empty(largest, device=key[0], dtype=key[1])
+            self._matrix = workspaces[key][: self.size].view(shape)
+            into = self._matrix.split([*self._outs, self._rank])
+            self._fill = [_dequantizer(one, part) for one, part in zip(self._members, into, strict=False)]
+            return
+        if len(self._members) == 1 and self._down is None:
+            self._matrix = first.weight.data.t() if isinstance(first.base, Conv1D) else first.weight.data
+            return
+        self._matrix = torch.empty(shape, device=first.weight.device, dtype=first.dtype)
+        for one, part in zip(self._members, self._matrix.split([*self._outs, self._rank]), strict=False):
+            # The layer's own weight is now a part of the matrix, so that it isn't held twice.
+            if isinstance(one.base, Conv1D):
+                part = part.t()
+            one.weight.data = part.copy_(one.weight.data)
+        self._append_down()
+
+    def _append_down(self) -> None:
+        if self._down is not None:
+            self._matrix[self._out :].copy_(self._down)
+
+    def __call__(self, number: int, x: torch.Tensor) -> torch.Tensor:
+        """What the layer of this number gives for `x`; the first that is asked computes it for all."""
+        if x is not self._input:
+            self._input, self._results = x, list(self._multiply(x))
+        result, self._results[number] = self._results[number], None
+        if result is None:
+            self._input = None
+            return self(number, x)
+        if all(one is None for one in self._results):
+            self._input = None
+        return result
+
+    def _multiply(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        if self.quantized:
+            for fill in self._fill:
+                fill()
+            self._append_down()
+        rows = x.reshape(-1, self._in).to(self._matrix.dtype)
+        # Weights first: as they lie they are the left side of a product; on its right a CPU copies them into another
+        # order at each use, which for few rows takes as long as the product.
+        y = torch.mm(self._matrix, rows.t())
+        if self._bias is not None:
+            y[: self._out] += self._bias[:, None]
+        if self._rank:
+            y[: self._out].addmm_(self._up, y[self._out :])
+        for part in y[: self._out].split(self._outs):
+            yield part.t().view(*x.shape[:-1], len(part))
+
+
+def _dequantizer(one: _Linear, out: torch.Tensor) -> Callable[[], object]:
+    """What writes the weights of a 4-bit layer into `out`, a contiguous matrix."""
+    from bitsandbytes.functional import dequantize_blockwise
+
+    state, packed = one.state, one.weight.data
+    absmax = state.absmax
+    if state.nested:  # the constants are quantised too; widened once, they take a fourteenth more than the 4 bits
+        absmax = dequantize_blockwise(absmax, state.state2) + state.offset
+    absmax = absmax.float()
+    arguments = packed, absmax, state.blocksize, state.quant_type, state.shape, state.dtype
+    if packed.is_cuda:
+        return partial(torch.ops.bitsandbytes.dequantize_4bit.out, *arguments, out=out)
+    native = _native(state)
+    if native is None:
+        return lambda: out.copy_(torch.ops.bitsandbytes.dequantize_4bit.default(*arguments))
+    columns = state.shape[-1]
+    sizes = [ctypes.c_longlong(number) for number in (state.blocksize, prod(state.shape) // columns, columns)]
+    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (packed, absmax, out)]
+
+    def fill(held: tuple[torch.Tensor, ...] = (packed, absmax, out)) -> None:
+        native(*pointers, *sizes)
+
+    return fill
+
+
+_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def _native(state: Any) -> Callable[..., None] | None:
+    """bitsandbytes' C function, which its operator for CPUs calls on a tensor that is new each time; None if it has none."""
+    from bitsandbytes.cextension import lib
+
+    if state.blocksize >= 2048 or state.shape[-1] % 2:  # as the operator has it
+        return None
+    return getattr(lib._lib, f"cdequantize_blockwise_cpu_{state.quant_type}_{_NAMES[state.dtype]}", None)
