@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear
 
 from finetune.device import is_out_of_memory
 from finetune.evaluation.products import joined
@@ -26,9 +28,6 @@ if TYPE_CHECKING:
 PREFILL_TOKENS = 1024
 """Prompts enter end to end in passes of at most so many tokens, or alone if one is longer."""
 
-ROWS = 16
-"""Slots in use are rounded up to a multiple of this: a tile of the CPU's matrix unit, and few shapes to compile for."""
-
 
 def tokens(
     model: PreTrainedModel | PeftModel, prompts: list[list[int]], *, slots: int, max_new_tokens: int, ends: Sequence[int]
@@ -39,32 +38,37 @@ def tokens(
     """
     waiting = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # the longest is at the end
     slots = min(slots, len(prompts))
-    running: list[list[int]] = []  # by slot: number of the prompt, tokens so far in its slot, tokens made, last token
-    decoder = _Decoder(model, slots, max(map(len, prompts)) + max_new_tokens)
-    # A few at a time, since a pass costs the same weights whether it is for one prompt or for ten.
+    decoder = _Decoder(model, slots)
+    running: list[_Answer] = []  # by slot
+    # A few at a time, since a pass goes through the same weights whether it is for one prompt or for ten.
     few = max(1, slots // 8)
     while waiting or running:
         free = slots - len(running)
         if waiting and (free >= min(few, len(waiting)) or not running):
             entering = [waiting.pop() for _ in range(min(free, len(waiting)))]
-            made = decoder.enter(len(running), [prompts[index] for index in entering])
-            running += [[index, len(prompts[index]), 0, -1] for index in entering]
-            fresh = range(len(running) - len(entering), len(running))
+            made = decoder.enter([prompts[index] for index in entering])
+            fresh = [_Answer(index) for index in entering]
+            running += fresh
         else:
-            made = decoder.step([one[3] for one in running], [one[1] for one in running])
-            for one in running:
-                one[1] += 1
-            fresh = range(len(running))
-        for slot, token in zip(fresh, made, strict=True):
-            running[slot][2:] = [running[slot][2] + 1, token]
-            yield running[slot][0], token
+            made, fresh = decoder.step([answer.last for answer in running]), running
+        for answer, token in zip(fresh, made, strict=True):
+            answer.tokens, answer.last = answer.tokens + 1, token
+            yield answer.prompt, token
         for slot in reversed(range(len(running))):
-            if running[slot][2] == max_new_tokens or running[slot][3] in ends:
+            if running[slot].tokens == max_new_tokens or running[slot].last in ends:
                 # Slots in use stay the first ones, so that a pass takes them as they lie.
-                if slot < len(running) - 1:
-                    decoder.move(len(running) - 1, slot)
-                    running[slot] = running[-1]
+                decoder.drop(slot)
+                running[slot] = running[-1]
                 running.pop()
+
+
+@dataclass
+class _Answer:
+    """What is made of a prompt so far."""
+
+    prompt: int
+    tokens: int = 0
+    last: int = -1
 
 
 @contextmanager
@@ -109,9 +113,9 @@ def _head_is_a_product(model: PreTrainedModel, ids: list[int]) -> bool:
 
 def _in_slots(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
     """What the head is given at the last two tokens of each of `rows`, of which the last comes in a pass of its own."""
-    decoder = _Decoder(model, len(rows), max(map(len, rows)))
-    before = decoder.entering(0, [ids[:-1] for ids in rows])
-    last = decoder.stepping([ids[-1] for ids in rows], [len(ids) - 1 for ids in rows])
+    decoder = _Decoder(model, len(rows))
+    before = decoder.entering([ids[:-1] for ids in rows])
+    last = decoder.stepping([ids[-1] for ids in rows])
     return torch.stack([before, last], 1).flatten(0, 1)
 
 
@@ -124,58 +128,47 @@ def _is_near(found: torch.Tensor, expected: torch.Tensor) -> bool:
 class _Decoder:
     """Passes of a model over slots."""
 
-    def __init__(self, model: PreTrainedModel | PeftModel, slots: int, positions: int) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel, slots: int) -> None:
         self.model = _base(model)
-        self.slots = Slots(slots, positions)
-        self._count = slots
+        self._slots = Slots(slots)
         self._head: Any = self.model.get_output_embeddings()
 
     @torch.inference_mode()
-    def enter(self, first: int, prompts: list[list[int]]) -> list[int]:
-        """Prompts take the slots from `first` on; the token after each."""
-        return self._likeliest(self.entering(first, prompts))
+    def enter(self, prompts: list[list[int]]) -> list[int]:
+        """Prompts take the next slots; the token after each."""
+        return self._likeliest(self.entering(prompts))
 
     @torch.inference_mode()
-    def step(self, last: list[int], lengths: list[int]) -> list[int]:
-        """The next token of each of the first slots, whose last token isn't in its slot yet."""
-        return self._likeliest(self.stepping(last, lengths))
+    def step(self, last: list[int]) -> list[int]:
+        """The next token of each slot in use, whose last token isn't in its slot yet."""
+        return self._likeliest(self.stepping(last))
 
     @torch.inference_mode()
-    def move(self, origin: int, target: int) -> None:
-        """Let slot `target` hold what slot `origin` holds."""
-        self.slots.move(origin, target)
+    def drop(self, slot: int) -> None:
+        """Free `slot`: the last one in use moves there."""
+        self._slots.drop(slot)
 
     @torch.inference_mode()
-    def entering(self, first: int, prompts: list[list[int]]) -> torch.Tensor:
+    def entering(self, prompts: list[list[int]]) -> torch.Tensor:
         """What the head is given after each prompt, (prompts, width)."""
         found = []
-        for start, end in _parts([len(prompt) for prompt in prompts]):
-            part = prompts[start:end]
+        for part in _parts(prompts):
             lengths = [len(prompt) for prompt in part]
-            self.slots.enter([first + start + number for number in range(len(part))], lengths)
+            self._slots.enter(lengths)
             spare = -sum(lengths) % ROUND_ROWS_TO
-            ids = self._tensor([[token for prompt in part for token in prompt]])
-            positions = self._tensor([[place for size in lengths for place in range(size)]])
-            hidden = self._pass(
-                input_ids=pad(ids, (0, spare)),
-                position_ids=pad(positions, (0, spare)),
-                attention_mask=mask_of(torch.tensor([*lengths, spare] if spare else lengths)),
-            )
+            ids = self._tensor([[*chain.from_iterable(part), *[0] * spare]])
+            positions = self._tensor([[*chain.from_iterable(map(range, lengths)), *range(spare)]])
+            mask = mask_of(torch.tensor([*lengths, spare] if spare else lengths))
+            hidden = self._pass(input_ids=ids, position_ids=positions, attention_mask=mask)
             found.append(hidden[0, torch.tensor(lengths).cumsum(0) - 1])
         return torch.cat(found)
 
     @torch.inference_mode()
-    def stepping(self, last: list[int], lengths: list[int]) -> torch.Tensor:
+    def stepping(self, last: list[int]) -> torch.Tensor:
         """What the head is given after each of the tokens `last`, (slots in use, width)."""
-        rows = min(-(-len(last) // ROWS) * ROWS, self._count)
-        filler = [0] * (rows - len(last))  # at the start of free slots, over which a prompt writes as it enters
-        places = self._tensor([*lengths, *filler])
-        hidden = self._pass(
-            input_ids=self._tensor([*last, *filler])[:, None],
-            position_ids=places[:, None],
-            attention_mask=self.slots.add(places),
-        )
-        return hidden[: len(last), 0]
+        positions, mask = self._slots.add(self.model.device, self.model.dtype)
+        ids = self._tensor([*last, *[0] * (len(positions) - len(last))])[:, None]
+        return self._pass(input_ids=ids, position_ids=positions, attention_mask=mask)[: len(last), 0]
 
     def _likeliest(self, hidden: torch.Tensor) -> list[int]:
         return linear(hidden, self._head.weight, self._head.bias).max(-1).indices.tolist()
@@ -184,16 +177,18 @@ class _Decoder:
         return torch.tensor(numbers, device=self.model.device)
 
     def _pass(self, **inputs: torch.Tensor) -> torch.Tensor:
-        return head_inputs(self.model, **inputs, past_key_values=self.slots, use_cache=True)
+        return head_inputs(self.model, **inputs, past_key_values=self._slots, use_cache=True)
 
 
-def _parts(lengths: list[int]) -> Iterator[tuple[int, int]]:
-    """Ranges of prompts that enter in one pass."""
-    start = 0
-    for end in range(1, len(lengths) + 1):
-        if end == len(lengths) or sum(lengths[start : end + 1]) > PREFILL_TOKENS:
-            yield start, end
-            start = end
+def _parts(prompts: list[list[int]]) -> Iterator[list[list[int]]]:
+    """The prompts of each pass in which they enter."""
+    part: list[list[int]] = []
+    for prompt in prompts:
+        if part and sum(map(len, part)) + len(prompt) > PREFILL_TOKENS:
+            yield part
+            part = []
+        part.append(prompt)
+    yield part
 
 
 def _base(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

@@ -24,6 +24,9 @@ from transformers.pytorch_utils import Conv1D
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+FEW = 256
+"""Rows up to which a product is arranged for its weights; above, for its rows."""
+
 
 @contextmanager
 def joined(model: PreTrainedModel, run: Callable[[], object]) -> Iterator[None]:
@@ -127,6 +130,7 @@ class _Group:
         self._members = members
         self._outs = [one.shape[0] for one in members]
         self._out, self._in = sum(self._outs), members[0].shape[1]
+        self._widens = min(self._outs) > self._in
         self._input: torch.Tensor | None = None
         self._results: list[torch.Tensor | None] = []
         adapted = [one for one in members if one.down is not None]
@@ -195,15 +199,28 @@ class _Group:
                 fill()
             self._append_down()
         rows = x.reshape(-1, self._in).to(self._matrix.dtype)
+        y = self._few(rows) if len(rows) <= FEW else self._many(rows)
+        for part in y.split(self._outs, dim=1):
+            yield part.view(*x.shape[:-1], part.shape[1])
+
+    def _few(self, rows: torch.Tensor) -> torch.Tensor:
         # Weights first: as they lie they are the left side of a product; on its right a CPU copies them into another
         # order at each use, which for few rows takes as long as the product.
         y = torch.mm(self._matrix, rows.t())
+        y, squeezed = y[: self._out], y[self._out :]
         if self._bias is not None:
-            y[: self._out] += self._bias[:, None]
+            y += self._bias[:, None]
         if self._rank:
-            y[: self._out].addmm_(self._up, y[self._out :])
-        for part in y[: self._out].split(self._outs):
-            yield part.t().view(*x.shape[:-1], len(part))
+            y.addmm_(self._up, squeezed)
+        # What a layer widens goes through an activation, number by number, and is then taken as it lies by a product.
+        return y.t() if self._widens else y.t().contiguous()
+
+    def _many(self, rows: torch.Tensor) -> torch.Tensor:
+        y = torch.mm(rows, self._matrix.t())
+        y, squeezed = y[:, : self._out], y[:, self._out :]
+        if self._bias is not None:
+            y += self._bias
+        return torch.addmm(y, squeezed, self._up.t()) if self._rank else y
 
 
 def _dequantizer(one: _Linear, out: torch.Tensor) -> Callable[[], object]:
