@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
@@ -80,13 +81,16 @@ def prepared(model: PreTrainedModel | PeftModel, prompts: list[list[int]], max_n
     base = _base(model)
     short, long = min(prompts, key=len), max(prompts, key=len)
     tried = [_lengthened(long, len(long) + max_new_tokens), _lengthened(short, len(short) + 1)]
+    logits: list[torch.Tensor] = []
     with ExitStack() as undo:
         try:
-            expected = torch.cat([head_inputs(base, input_ids=_ids(base, ids))[0, -2:] for ids in tried])
-            ready = _head_is_a_product(base, tried[-1])
+            hidden = [head_inputs(base, input_ids=_ids(base, ids))[0, -2:] for ids in tried]
             undo.enter_context(attending_to_slots(base))
-            undo.enter_context(joined(base, lambda: head_inputs(base, input_ids=_ids(base, tried[-1]))))
-            ready = ready and _is_near(_in_slots(base, tried), expected)
+            whole = partial(base, input_ids=_ids(base, tried[-1]), use_cache=False)
+            undo.enter_context(joined(base, lambda: logits.append(whole().logits[0, -2:])))
+            head: Any = base.get_output_embeddings()
+            ready = _is_near(linear(hidden[-1], head.weight, head.bias), logits[0])
+            ready = ready and _is_near(_in_slots(base, tried), torch.cat(hidden))
         except Exception as error:  # what a model can't be asked it answers with all kinds of errors
             if is_out_of_memory(error):
                 raise
@@ -102,13 +106,6 @@ def _lengthened(ids: list[int], size: int) -> list[int]:
 
 def _ids(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     return torch.tensor([ids], device=model.device)
-
-
-def _head_is_a_product(model: PreTrainedModel, ids: list[int]) -> bool:
-    """Whether logits are what `_Decoder` takes them for."""
-    head: Any = model.get_output_embeddings()
-    found = linear(head_inputs(model, input_ids=_ids(model, ids))[0, -1:], head.weight, head.bias)
-    return _is_near(found, model(input_ids=_ids(model, ids), use_cache=False).logits[0, -1:])
 
 
 def _in_slots(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:

@@ -1,10 +1,10 @@
-"""Greedy answers to prompts: all of them, or one as it comes."""
+"""Greedy answers to prompts: to all of a list, or to one as it comes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import takewhile
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -14,7 +14,7 @@ from finetune.models.ends import end_tokens
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @torch.no_grad()
@@ -29,8 +29,8 @@ def generate(
 ) -> list[str]:
     """Answer each prompt (token ids) greedily; answers come in the prompts' order, stripped.
 
-    At most `batch_size` prompts are answered at a time. `progress` gets the number done, now and then and at the end.
-    Raises UserError if prompt and answer don't fit the model's positions.
+    At most `batch_size` prompts are answered at a time. `progress` gets the number done, after each `batch_size` and
+    at the end. Raises UserError if prompt and answer don't fit the model's positions.
     """
     _check_fits(model, max(map(len, prompts)), max_new_tokens)
     model.eval()
@@ -39,16 +39,19 @@ def generate(
     done = 0
     with decoding.prepared(model, prompts, max_new_tokens) as ready:
         if ready:
-            coming = decoding.tokens(model, prompts, slots=batch_size, max_new_tokens=max_new_tokens, ends=ends)
+            tokens = decoding.tokens(model, prompts, slots=batch_size, max_new_tokens=max_new_tokens, ends=ends)
         else:
-            coming = _by_transformers(model, tokenizer, prompts, batch_size, max_new_tokens)
-        for index, token in coming:
+            tokens = _padded(model, tokenizer, prompts, batch_size, max_new_tokens)
+        for index, token in tokens:
             made[index].append(token)
             if token in ends or len(made[index]) == max_new_tokens:
                 done += 1
                 if done % batch_size == 0 or done == len(prompts):
                     progress(done)
-    texts = tokenizer.batch_decode([_before_end(ids, ends) for ids in made], skip_special_tokens=True)
+    # An end token needn't be a special one, which decoding would leave out.
+    texts = tokenizer.batch_decode(
+        [list(takewhile(lambda token: token not in ends, ids)) for ids in made], skip_special_tokens=True
+    )
     return [text.strip() for text in texts]
 
 
@@ -62,15 +65,19 @@ def stream(
     _check_fits(model, len(prompt), max_new_tokens)
     model.eval()
     ends = _ends(model, tokenizer)
-    printer = TextStreamer(tokenizer, skip_special_tokens=True)
+
+    class Printer(TextStreamer):
+        def put(self, value: torch.Tensor) -> None:
+            super().put(value if self.next_tokens_are_prompt else value[~torch.isin(value, torch.tensor(ends))])
+
+    printer = Printer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     with decoding.prepared(model, [prompt], max_new_tokens) as ready:
-        if ready:
-            coming = decoding.tokens(model, [prompt], slots=1, max_new_tokens=max_new_tokens, ends=ends)
-        else:
-            coming = _by_transformers(model, tokenizer, [prompt], 1, max_new_tokens)
-        for _, token in coming:
-            if token not in ends:
-                printer.put(torch.tensor([token]))
+        if not ready:
+            _by_transformers(model, tokenizer, [prompt], max_new_tokens, streamer=printer)
+            return
+        printer.put(torch.tensor(prompt))
+        for _, token in decoding.tokens(model, [prompt], slots=1, max_new_tokens=max_new_tokens, ends=ends):
+            printer.put(torch.tensor([token]))
     printer.end()
 
 
@@ -86,40 +93,47 @@ def _check_fits(model: PreTrainedModel | PeftModel, prompt_tokens: int, max_new_
 def _ends(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What ends an answer: an end token of the model or the tokenizer.
 
-    Nothing else reaches generation from the model's folder: `models.ends.keep_ends_alone` has seen to that at load.
+    Nothing else of the model's folder has a say in generation: `models.ends.keep_ends_alone` has seen to that at load.
     """
     return sorted({tokenizer.eos_token_id, *end_tokens(model)})
 
 
-def _by_transformers(
+def _padded(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     batch_size: int,
     max_new_tokens: int,
 ) -> Iterator[tuple[int, int]]:
-    """What `decoding.tokens` yields, batch after batch, for models that it doesn't fit: those that carry a state, say.
-
-    Prompts of like length share a batch, padded on the left.
-    """
-    from transformers import GenerationConfig
-
+    """What `decoding.tokens` yields, batch after batch of like length, for models that it doesn't fit."""
     ends = _ends(model, tokenizer)
-    greedy = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, eos_token_id=ends
-    )
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch = tokenizer.pad(
-            {"input_ids": [prompts[index] for index in chosen]}, padding_side="left", return_tensors="pt"
-        ).to(model.device)
-        output = cast("Callable[..., torch.Tensor]", model.generate)(**batch, generation_config=greedy)
-        for index, ids in zip(chosen, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-            answer = _before_end(ids, ends)
-            yield from ((index, token) for token in ids[: len(answer) + 1])
+        answers = _by_transformers(model, tokenizer, [prompts[index] for index in chosen], max_new_tokens)
+        for index, ids in zip(chosen, answers, strict=True):
+            for token in ids:
+                yield index, token
+                if token in ends:
+                    break
 
 
-def _before_end(ids: list[int], ends: list[int]) -> list[int]:
-    """The answer's tokens: an end token needn't be a special one, which decoding would leave out."""
-    return list(takewhile(lambda token: token not in ends, ids))
+def _by_transformers(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    **settings: Any,
+) -> list[list[int]]:
+    """The tokens after each prompt of a batch, padded on the left; what comes after an end token is padding."""
+    from transformers import GenerationConfig
+
+    greedy = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=_ends(model, tokenizer),
+    )
+    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+    generated = cast("Callable[..., torch.Tensor]", model.generate)(**batch, generation_config=greedy, **settings)
+    return generated[:, batch["input_ids"].shape[1] :].tolist()

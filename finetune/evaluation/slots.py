@@ -199,6 +199,8 @@ def _attend(
     for block in blocks:
         part = slice(block.first, block.first + block.slots)
         count = len(query[part])
+        if not count:  # its slots are free
+            break
         mask = attention_mask[part, ..., : block.positions]
         out[part] = _over(query[part], block.of(key, heads)[:count], block.of(value, heads)[:count], mask)
     return out.transpose(1, 2), None

@@ -47,8 +47,8 @@ def _frozen_weight(base: nn.Module) -> Callable[[], torch.Tensor]:
     parameter = cast(torch.Tensor, base.weight)
     state = getattr(parameter, "quant_state", None)
     if state is None:
-        weight = parameter.data.t() if isinstance(base, Conv1D) else parameter.data
-        return lambda: weight
+        # Asked for at each use: generation lets the parameter be a part of a larger matrix.
+        return (lambda: parameter.data.t()) if isinstance(base, Conv1D) else (lambda: parameter.data)
     from bitsandbytes.functional import dequantize_4bit
 
     return partial(dequantize_4bit, parameter.data, state)
