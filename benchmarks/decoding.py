@@ -1,6 +1,10 @@
-"""Answers to the test prompts through the fine-tuned model: ours in batches, or the seed recipe's loop, one by one.
+"""Answers to the test prompts: the fine-tuned model's and the base model's as stages/eval.py makes them, and one by one.
 
-Runs in a process of its own: `python benchmarks/decoding.py batched --prompts 32` prints one JSON line.
+    python benchmarks/decoding.py
+
+needs a finished `dvc repro`, takes turns and prints two ratios of answers per second: tuned model over base model, on
+all test prompts; and ours over the seed recipe's loop, which gives one prompt at a time to peft's modules, on a few.
+`python benchmarks/decoding.py batched --prompts 32` is one of its workers, and prints one JSON line.
 """
 
 import argparse
@@ -9,21 +13,39 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import cast
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import workers
+
 from finetune import cli, places
+
+FEW = ("--prompts", 32, "--max_new_tokens", 48)
+"""What is asked one by one, which takes about a second a prompt."""
 
 
 def batched(prompts: list[list[int]], tokenizer, base: Path, max_new_tokens: int) -> tuple[list[str], float]:
     """What stages/eval.py does."""
-    from finetune import params
-    from finetune.evaluation.generation import generate
     from finetune.models.adapters import load_tuned
     from finetune.models.saved import read_facts
 
-    model = load_tuned(places.TUNED, read_facts(places.TUNED), base)
+    return evaluated(load_tuned(places.TUNED, read_facts(places.TUNED), base), prompts, tokenizer, max_new_tokens)
+
+
+def untuned(prompts: list[list[int]], tokenizer, base: Path, max_new_tokens: int) -> tuple[list[str], float]:
+    """What stages/eval.py does under --base."""
+    from finetune.device import compute_dtype
+    from finetune.models.base import load_base
+
+    return evaluated(load_base(base, compute_dtype()), prompts, tokenizer, max_new_tokens)
+
+
+def evaluated(model, prompts: list[list[int]], tokenizer, max_new_tokens: int) -> tuple[list[str], float]:
+    from finetune import params
+    from finetune.evaluation.generation import generate
+
     size = params.load().eval.decode_batch_size
     return timed(lambda: generate(model, tokenizer, prompts, batch_size=size, max_new_tokens=max_new_tokens))
 
@@ -55,15 +77,21 @@ def timed(work) -> tuple[list[str], float]:
     return work(), time.perf_counter() - started
 
 
-WAYS = {"batched": batched, "one by one": one_by_one}
+WAYS = {"batched": batched, "base": untuned, "one by one": one_by_one}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("way", choices=list(WAYS))
-    parser.add_argument("--prompts", type=int, default=32, help="test prompts (default: 32)")
-    parser.add_argument("--max_new_tokens", type=int, default=48, help="tokens per answer at most (default: 48)")
+    parser.add_argument("way", nargs="?", choices=list(WAYS), help="one run, instead of all in turn")
+    parser.add_argument("--rounds", type=int, default=3, help="how often all take turns (default: 3)")
+    parser.add_argument("--prompts", type=int, help="of one run: test prompts (default: all)")
+    parser.add_argument(
+        "--max_new_tokens", type=int, default=48, help="of one run: tokens per answer at most (default: 48)"
+    )
     args = parser.parse_args()
+    if args.way is None:
+        compare(args.rounds)
+        return
 
     from finetune.data import prepared
     from finetune.models import tokenizer as tokenizers
@@ -75,6 +103,23 @@ def main() -> None:
     prompts = prepared.prompt_ids(splits["test"])[: args.prompts]
     answers, seconds = WAYS[args.way](prompts, tokenizer, base, args.max_new_tokens)
     print(json.dumps({"way": args.way, "seconds": seconds, "examples": len(prompts), "answers": answers}))
+
+
+def compare(rounds: int) -> None:
+    """Print the two ratios."""
+    from finetune import params
+
+    whole = ("--max_new_tokens", params.load().eval.max_new_tokens)
+    over_base, over_single = [], []
+    for _ in range(rounds):
+        seconds = {way: workers.run("decoding.py", way, *whole)["seconds"] for way in ("batched", "base")}
+        over_base.append(seconds["base"] / seconds["batched"])
+        print({way: round(value, 2) for way, value in seconds.items()}, file=sys.stderr, flush=True)
+        seconds = {way: workers.run("decoding.py", way, *FEW)["seconds"] for way in ("batched", "one by one")}
+        over_single.append(seconds["one by one"] / seconds["batched"])
+        print({way: round(value, 2) for way, value in seconds.items()}, file=sys.stderr, flush=True)
+    for text, values in (("the base model's", over_base), ("one by one", over_single)):
+        print(f"tuned model, answers/s over {text}: {median(values):.2f} ({min(values):.2f} to {max(values):.2f})")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from peft import PeftModel
 from torch.nn.functional import linear
 
 from finetune.device import is_out_of_memory
@@ -23,7 +24,6 @@ from finetune.kernels.loss import head_inputs
 from finetune.models.probe import TOLERANCE
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedModel
 
 PREFILL_TOKENS = 1024
@@ -31,7 +31,12 @@ PREFILL_TOKENS = 1024
 
 
 def tokens(
-    model: PreTrainedModel | PeftModel, prompts: list[list[int]], *, slots: int, max_new_tokens: int, ends: Sequence[int]
+    model: PreTrainedModel | PeftModel,
+    prompts: list[list[int]],
+    *,
+    slots: int,
+    max_new_tokens: int,
+    ends: Sequence[int],
 ) -> Iterator[tuple[int, int]]:
     """Yield (number of the prompt, token) for every token of the greedy answers, each prompt's in their order.
 
@@ -190,4 +195,4 @@ def _parts(prompts: list[list[int]]) -> Iterator[list[list[int]]]:
 
 def _base(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The model with its adapters inside, without peft's own wrapping of each call."""
-    return cast("PreTrainedModel", model.get_base_model() if hasattr(model, "get_base_model") else model)
+    return cast("PreTrainedModel", model.get_base_model()) if isinstance(model, PeftModel) else model

@@ -70,9 +70,8 @@ class _Linear:
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
-        if self.state is not None:
-            return tuple(self.state.shape)
-        return tuple(self.weight.shape[::-1] if isinstance(self.base, Conv1D) else self.weight.shape)
+        out, width = self.weight.shape if self.state is None else self.state.shape
+        return (width, out) if isinstance(self.base, Conv1D) else (out, width)
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -82,14 +81,16 @@ class _Linear:
 
 def _linear(layer: nn.Module) -> _Linear | None:
     """The parts of a linear layer; None if it is none, or one whose form only its own code knows."""
-    down = up = None
+    down: torch.Tensor | None = None
+    up: torch.Tensor | None = None
     base = layer
     if isinstance(layer, LoraLayer):
         if "forward" not in vars(layer):  # not fused: dropout, DoRA, biases
             return None
         (name,) = layer.active_adapters
-        base = cast(nn.Module, layer.get_base_layer())
-        down, up = layer.lora_A[name].weight, layer.lora_B[name].weight * layer.scaling[name]
+        base = layer.get_base_layer()
+        down = cast(torch.Tensor, layer.lora_A[name].weight)
+        up = cast(torch.Tensor, layer.lora_B[name].weight) * layer.scaling[name]
     weight = getattr(base, "weight", None)
     state = getattr(weight, "quant_state", None)
     # On a CPU bitsandbytes may have put the blocks in an order of its own.

@@ -1,7 +1,7 @@
 """Our decoding loop makes the tokens that transformers makes of each prompt alone, or leaves the model to transformers."""
 
 import gc
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import families
 import pytest
