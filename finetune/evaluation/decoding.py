@@ -1,6 +1,6 @@
 """Greedy decoding with continuous batching: a prompt that is answered leaves at once, and a waiting one takes its slot.
 
-Which models this works for isn't told by their names: `fits` compares it with the model's own forward pass.
+Which models this works for isn't told by their names: `prepared` compares it with the model's own forward pass.
 """
 
 from __future__ import annotations

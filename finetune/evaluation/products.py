@@ -102,15 +102,17 @@ def _linear(layer: nn.Module) -> _Linear | None:
 def _sharing_inputs(model: PreTrainedModel, run: Callable[[], object]) -> list[list[_Linear]]:
     """The linear layers that `run` calls, but the head; those given the same tensor, one after another, together."""
     head = model.get_output_embeddings()
-    inside = {part for layer in model.modules() if isinstance(layer, LoraLayer) for part in layer.modules()} - {
-        layer for layer in model.modules() if isinstance(layer, LoraLayer)
-    }
+    adapted = {layer for layer in model.modules() if isinstance(layer, LoraLayer)}
+    inside = {part for layer in adapted for part in cast(nn.Module, layer).modules()} - adapted
     linear = {layer: _linear(layer) for layer in model.modules() if layer is not head and layer not in inside}
     called: list[tuple[_Linear, torch.Tensor]] = []
+
+    def note(parts: _Linear, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if inputs:  # else they are named, and the layer keeps its own forward
+            called.append((parts, inputs[0]))
+
     handles = [
-        layer.register_forward_pre_hook(lambda _, inputs, parts=parts: called.append((parts, inputs[0])))
-        for layer, parts in linear.items()
-        if parts is not None
+        layer.register_forward_pre_hook(partial(note, parts)) for layer, parts in linear.items() if parts is not None
     ]
     try:
         run()
