@@ -55,11 +55,10 @@ def one_by_one(prompts: list[list[int]], tokenizer, base: Path, max_new_tokens: 
     import torch
     from peft import PeftModel
 
-    from finetune import params
     from finetune.device import compute_dtype
     from finetune.models.base import load_base
 
-    quantized = load_base(base, compute_dtype(), params.load().quantization)
+    quantized = load_base(places.BASE_4BIT, compute_dtype())
     model = PeftModel.from_pretrained(quantized, places.TUNED).eval()
 
     def answer(prompt: list[int]) -> str:
