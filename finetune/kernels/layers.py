@@ -105,7 +105,8 @@ def _normed(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tens
 
 def _reciprocal_rms(x: torch.Tensor, epsilon: float) -> torch.Tensor:
     # fp32, because one number scales a whole row; and transformers' norms do so, which ours have to equal to the bit.
-    return x.float().square_().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+    # A copy even of fp32, since the square takes its place.
+    return x.to(torch.float32, copy=True).square_().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
 
 
 class _RMSNorm(torch.autograd.Function):

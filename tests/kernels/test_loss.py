@@ -71,8 +71,9 @@ def test_equals_the_models_own_loss_and_gradients(model, tokens, replaced, check
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_a_llamas_norms_mlps_and_linear_layers_are_replaced(tiny_models):
-    model = load_base(tiny_models["llama"], torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_llamas_norms_mlps_and_linear_layers_are_replaced(tiny_models, dtype):
+    model = load_base(tiny_models["llama"], dtype)
     replace_layers(model)
     replaced = {type(module).__name__ for module in model.modules() if "forward" in vars(module)}
     assert replaced == {"LlamaRMSNorm", "LlamaMLP", "Linear"}
