@@ -70,13 +70,13 @@ def test_a_folder_with_other_things_is_never_replaced(workspace, tiny_models):
 
 def test_a_dataset_of_another_tokenizer_is_refused(workspace, prepare, smollm2):
     prepare()
-    message = refusal("train", "--model_name", smollm2)
+    message = refusal("train", "--model_name", smollm2, "--method", "lora")
     assert "data/prepared: was tokenised for another model; prepare it again" in message
 
 
 def test_training_before_preparing_is_refused(workspace, tiny_models):
     assert "no prepared dataset there; run `python stages/prepare.py` first" in refusal(
-        "train", "--model_name", tiny_models["llama"]
+        "train", "--model_name", tiny_models["llama"], "--method", "lora"
     )
     assert "models/base: no base model there" in refusal("train")
 
