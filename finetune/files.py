@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -130,6 +130,14 @@ def _disk_named(path: Path) -> Iterator[None]:
         if sentence is None:
             raise
         raise UserError(sentence) from error
+
+
+def copy_into(target: Path, paths: Iterable[Path], source: Path) -> None:
+    """Copy the files `paths`, which lie somewhere in the folder `source`, to the same places in the folder `target`."""
+    for path in paths:
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -31,7 +31,8 @@ def main() -> None:
     with files.whole_folder(out.folder) as draft, device.enough_memory(_ADVICE):
         if stored := form_in_4_bits(base, read_config(base)):
             print(f"{base}: is in 4 bits already ({stored}), and stays so; the settings of quantization don't count")
-            calibration = copy_whole(base, draft)
+            copy_whole(base, draft)
+            calibration = "of whoever rounded it"
         else:
             calibration = quantise(base, rows, p.quantization, draft)
         facts = {

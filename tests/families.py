@@ -10,6 +10,25 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 EVERY = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 """Model types, as config.json names them."""
 
+PACKED = [
+    "llama",
+    "gpt2",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "phi3",
+    "olmo2",
+    "opt",
+    "gpt_neox",
+    "mixtral",
+    "qwen3_moe",
+    "ctrl",
+]
+"""Whose sequences don't hear of each other in one pass."""
+
+STATEFUL = ["lfm2", "granitemoehybrid", "minimax"]
+"""Which carry a state along the sequence."""
+
 LIVELY = 0.3
 """Standard deviation of random weights: at the usual 0.02 attention is flat, and no test sees positions or masks."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -21,6 +21,7 @@ from finetune.evaluation.products import joined
 from finetune.evaluation.slots import Slots, attending_to_slots
 from finetune.kernels.attention import ROUND_ROWS_TO, mask_of
 from finetune.kernels.loss import head_inputs
+from finetune.kernels.packing import grouped
 from finetune.models.probe import TOLERANCE
 
 if TYPE_CHECKING:
@@ -154,11 +155,11 @@ class _Decoder:
     def entering(self, prompts: list[list[int]]) -> torch.Tensor:
         """What the head is given after each prompt, (prompts, width)."""
         found = []
-        for part in _parts(prompts):
-            lengths = [len(prompt) for prompt in part]
+        waiting = iter(prompts)
+        for lengths in grouped(map(len, prompts), PREFILL_TOKENS):
             self._slots.enter(lengths)
             spare = -sum(lengths) % ROUND_ROWS_TO
-            ids = self._tensor([[*chain.from_iterable(part), *[0] * spare]])
+            ids = self._tensor([[*chain.from_iterable(islice(waiting, len(lengths))), *[0] * spare]])
             positions = self._tensor([[*chain.from_iterable(map(range, lengths)), *range(spare)]])
             mask = mask_of(torch.tensor([*lengths, spare] if spare else lengths))
             hidden = self._pass(input_ids=ids, position_ids=positions, attention_mask=mask)
@@ -180,17 +181,6 @@ class _Decoder:
 
     def _pass(self, **inputs: torch.Tensor) -> torch.Tensor:
         return head_inputs(self.model, **inputs, past_key_values=self._slots, use_cache=True)
-
-
-def _parts(prompts: list[list[int]]) -> Iterator[list[list[int]]]:
-    """The prompts of each pass in which they enter."""
-    part: list[list[int]] = []
-    for prompt in prompts:
-        if part and sum(map(len, part)) + len(prompt) > PREFILL_TOKENS:
-            yield part
-            part = []
-        part.append(prompt)
-    yield part
 
 
 def _base(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

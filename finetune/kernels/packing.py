@@ -1,6 +1,6 @@
 """Batches of a prepared split: sequences of unlike length end to end in one row, without padding between them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import accumulate, chain
 
 import torch
@@ -37,16 +37,21 @@ def micro_batches(batch: Batch, tokens: int) -> Iterator[Batch]:
     A part has at most `tokens` tokens, unless a single sequence is longer, and is filled up to a
     multiple of `ROUND_ROWS_TO` with a sequence that has no targets.
     """
+    end = 0
+    for group in grouped(batch["lengths"].tolist(), tokens):
+        start, end = end, end + sum(group)
+        yield _filled({key: batch[key][:, start:end] for key in ("input_ids", "labels", "position_ids")}, group)
+
+
+def grouped(lengths: Iterable[int], tokens: int) -> list[list[int]]:
+    """`lengths` of sequences in passes of at most `tokens` tokens in all, or of one sequence that is longer."""
     groups: list[list[int]] = []
-    for length in batch["lengths"].tolist():
+    for length in lengths:
         if groups and sum(groups[-1]) + length <= tokens:
             groups[-1].append(length)
         else:
             groups.append([length])
-    end = 0
-    for group in groups:
-        start, end = end, end + sum(group)
-        yield _filled({key: batch[key][:, start:end] for key in ("input_ids", "labels", "position_ids")}, group)
+    return groups
 
 
 def _filled(rows: Batch, lengths: list[int]) -> Batch:

@@ -119,6 +119,12 @@ def copy_from_file(model: nn.Module) -> None:
             parameter.data = parameter.data.clone()
 
 
+def layer_stack(model: nn.Module) -> list[nn.Module]:
+    """The model's layers: its longest list of modules."""
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    return list(max(lists, key=len, default=[]))
+
+
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
     """Trainable and total parameters; a 4-bit weight counts as the weights it holds."""
     trainable_count = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -54,7 +54,7 @@ def save(
 ) -> None:
     """Write adapter or full model with its tokenizer; the same bytes for the same weights.
 
-    `facts` says how the model was made (method, base, template, quantization), `base_source` is the
+    `facts` says how the model was made (method, base, template), `base_source` is the
     base model's provenance. A full model is stored in bf16, the size of its base. A folder `plots`,
     where the run may have left its curves, stays. Raises UserError if it can't be written all the same; it names the
     file that then holds the trained weights.

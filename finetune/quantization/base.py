@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import cast
@@ -15,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from finetune import params, places
 from finetune.device import compute_dtype
 from finetune.errors import UserError
+from finetune.files import copy_into
 from finetune.models import lost
 from finetune.models.base import load_base
 from finetune.quantization.calibration import can_be_walked
@@ -33,7 +33,9 @@ def quantise(folder: Path, rows: list[list[int]], settings: params.Quantization,
     frame = load_base(folder, compute_dtype(), settings)
     names = [name for name, module in frame.named_modules() if isinstance(module, Linear4bit)]
     _check_blocks(frame, names, settings.block_size)
-    calibration = settings.calibration if can_be_walked(model, rows[0]) else "nearest"
+    calibration = settings.calibration
+    if calibration == "gptq" and not can_be_walked(model, rows[0]):
+        calibration = "nearest"
     kept = {}
     for name, result in _rounded(model, names, rows if calibration == "gptq" else [], settings):
         _put(cast(Linear4bit, frame.get_submodule(name)), result)
@@ -42,7 +44,7 @@ def quantise(folder: Path, rows: list[list[int]], settings: params.Quantization,
             print(f"{len(kept)} of {len(names)} layers in 4 bits", flush=True)
     frame.save_pretrained(target)
     lost.save(kept, target)
-    copy_beside_weights(folder, target)
+    _copy_beside_weights(folder, target)
     return calibration
 
 
@@ -75,17 +77,16 @@ def _check_blocks(frame: PreTrainedModel, names: Iterable[str], block: int) -> N
             )
 
 
-def copy_whole(folder: Path, target: Path) -> str:
+def copy_whole(folder: Path, target: Path) -> None:
     """Take a model that is in four bits already as it is."""
-    for path in folder.iterdir():
-        if path.is_file() and path.name != places.FACTS:
-            shutil.copy(path, target)
-    return "of whoever rounded it"
+    copy_into(target, (path for path in folder.iterdir() if path.is_file() and path.name != places.FACTS), folder)
 
 
-def copy_beside_weights(folder: Path, target: Path) -> None:
+def _copy_beside_weights(folder: Path, target: Path) -> None:
     """The files of the model in `folder` that `target` lacks (tokenizer, templates), but for its weights."""
-    for path in folder.iterdir():
-        weights = path.suffix in (".safetensors", ".bin") or path.name.endswith(".index.json")
-        if path.is_file() and not weights and not (target / path.name).exists():
-            shutil.copy(path, target)
+    beside = (path for path in folder.iterdir() if path.is_file() and not _holds_weights(path))
+    copy_into(target, (path for path in beside if not (target / path.name).exists()), folder)
+
+
+def _holds_weights(path: Path) -> bool:
+    return path.suffix in (".safetensors", ".bin") or path.name.endswith(".index.json")

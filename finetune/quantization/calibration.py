@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from finetune.kernels.loss import packed_head_inputs
 from finetune.kernels.packing import Batch, micro_batches, pack
+from finetune.models.base import layer_stack
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,9 @@ class _Passing:
         return given[0] if isinstance(given, tuple) else given
 
 
-def stack(model: nn.Module) -> list[nn.Module]:
-    """The model's layers: its longest list of modules."""
-    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    return list(max(lists, key=len, default=[]))
-
-
 def can_be_walked(model: PreTrainedModel, row: list[int]) -> bool:
     """Whether each layer's result is the next one's input, and nothing else: told by the numbers of one example."""
-    layers = stack(model)
+    layers = layer_stack(model)
     seen: list[torch.Tensor] = []
     with torch.no_grad(), ExitStack() as hooks:
         for layer in layers:
@@ -74,7 +69,7 @@ def walk(model: PreTrainedModel, rows: list[list[int]]) -> Iterator[Inputs]:
 
     A module that none of `rows` reaches (an expert) is left out. Call only where `can_be_walked`.
     """
-    layers = stack(model)
+    layers = layer_stack(model)
     examples = [_started(model, layers, row) for row in rows]
     for number, layer in enumerate(layers):
         yield from _inputs(layer, number, examples)

@@ -24,6 +24,8 @@ class Rounded:
 
     codes: torch.Tensor
     state: QuantState
+    weight: torch.Tensor
+    """What is read of them, (outputs, inputs)."""
     lost: Factors
     """Of what rounding took from the weight."""
 
@@ -38,7 +40,7 @@ def rounded_nearest(module: nn.Linear | Conv1D, settings: params.Quantization) -
         quant_type=settings.type,
     )
     alike = torch.ones(weight.shape[1], device=weight.device)
-    return Rounded(codes, state, factors(weight.float() - dequantize_4bit(codes, state).float(), alike))
+    return _rounded(weight.float(), codes, state, alike)
 
 
 def rounded_by_gptq(
@@ -49,8 +51,7 @@ def rounded_by_gptq(
     grid = Grid(settings, model.device)
     for inputs in walk(model, rows):
         for module, result in zip(inputs.modules, _together(inputs, grid), strict=True):
-            left = dequantize_4bit(result.codes, result.state)
-            module.weight.data = left.t().contiguous() if isinstance(module, Conv1D) else left
+            module.weight.data = result.weight.t().contiguous() if isinstance(module, Conv1D) else result.weight
             yield module, result
 
 
@@ -60,11 +61,15 @@ def _together(inputs: Inputs, grid: Grid) -> list[Rounded]:
     dtype = inputs.modules[0].weight.dtype
     read, states = zip(*(grid.stored(grid.scales(w, importance), dtype) for w in weights), strict=True)
     chosen = gptq.choose(torch.cat(weights), torch.cat(read), inputs.hessian, grid).split([len(w) for w in weights])
-    packed = [grid.packed(each) for each in chosen]
     return [
-        Rounded(codes, state, factors(weight - dequantize_4bit(codes, state).float(), importance.sqrt()))
-        for weight, codes, state in zip(weights, packed, states, strict=True)
+        _rounded(weight, grid.packed(each), state, importance.sqrt())
+        for weight, each, state in zip(weights, chosen, states, strict=True)
     ]
+
+
+def _rounded(weight: torch.Tensor, codes: torch.Tensor, state: QuantState, importance: torch.Tensor) -> Rounded:
+    left = dequantize_4bit(codes, state)
+    return Rounded(codes, state, left, factors(weight - left.float(), importance))
 
 
 def matrix(module: nn.Linear | Conv1D) -> torch.Tensor:

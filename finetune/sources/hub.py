@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from finetune import disk
 from finetune.errors import UserError
+from finetune.files import copy_into
 from finetune.sources.catalogue import DATA_SUFFIXES, HubRepo
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def fetch_hub(kind: str, source: HubRepo, folder: Path) -> HubRepo:
     except HFValidationError:
         raise UserError(f"{kind}.source: {source.repo_id!r} can't be an id on the Hugging Face Hub; check it") from None
     except OfflineModeIsEnabled:
-        return _take_from_cache(kind, source, folder)
+        return _take_from_cache(kind, repo_type, source, folder)
     except (HTTPError, OSError, ValueError) as error:
         # Its own sentence about the place that is written to.
         if told := disk.sentence(error):
@@ -72,12 +73,11 @@ def fetch_hub(kind: str, source: HubRepo, folder: Path) -> HubRepo:
     return HubRepo(source.repo_id, info.sha, source.licence)
 
 
-def _take_from_cache(kind: str, source: HubRepo, folder: Path) -> HubRepo:
+def _take_from_cache(kind: str, repo_type: str, source: HubRepo, folder: Path) -> HubRepo:
     """What an earlier download has left on this machine, where huggingface_hub may not ask the Hub (HF_HUB_OFFLINE)."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    repo_type = "model" if kind == "model" else "dataset"
     try:
         cached = Path(
             snapshot_download(source.repo_id, revision=source.revision, repo_type=repo_type, local_files_only=True)
@@ -93,9 +93,7 @@ def _take_from_cache(kind: str, source: HubRepo, folder: Path) -> HubRepo:
         raise UserError(
             f"model.source: HF_HUB_OFFLINE is set, and the cache holds {source.repo_id} without its weights; unset it"
         )
-    for name in useful:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(cached / name, folder / name)
+    copy_into(folder, [cached / name for name in useful], cached)
     return HubRepo(source.repo_id, cached.name, source.licence)
 
 

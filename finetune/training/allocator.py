@@ -9,6 +9,8 @@ import ctypes
 
 from torch import nn
 
+from finetune.models.base import layer_stack
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Names of mallopt's parameters in malloc.h."""
 
@@ -30,7 +32,7 @@ def prepare(model: nn.Module, *, release_freed_memory: bool) -> None:
     def trim(*_: object) -> None:
         libc.malloc_trim(0)
 
-    for layer in _layers(model)[::LAYERS_PER_TRIM]:
+    for layer in layer_stack(model)[::LAYERS_PER_TRIM]:
         layer.register_forward_pre_hook(trim)
 
 
@@ -40,9 +42,3 @@ def _glibc() -> ctypes.CDLL | None:
         return libc if hasattr(libc, "malloc_trim") else None
     except OSError:
         return None
-
-
-def _layers(model: nn.Module) -> list[nn.Module]:
-    """The model's stack of layers: its longest list of modules."""
-    stacks = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    return list(max(stacks, key=len, default=[]))

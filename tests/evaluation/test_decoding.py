@@ -12,25 +12,7 @@ from finetune.evaluation import decoding, generation
 from finetune.models import adapters, tokenizer
 from finetune.models.base import load_base
 
-FITTING = [
-    "llama",
-    "gpt2",
-    "qwen2",
-    "qwen3",
-    "mistral",
-    "phi3",
-    "olmo2",
-    "opt",
-    "gpt_neox",
-    "gemma",
-    "gemma3_text",
-    "granite",
-    "starcoder2",
-    "ctrl",
-    "mixtral",
-    "qwen3_moe",
-]
-STATEFUL = ["lfm2", "granitemoehybrid", "minimax"]
+FITTING = [*families.PACKED, "gemma", "gemma3_text", "granite", "starcoder2"]
 
 
 def prompts() -> list[list[int]]:
@@ -96,7 +78,7 @@ def test_more_slots_than_a_block_holds(tmp_path):
         assert ours(model, rows, 30, ends, slots) == expected
 
 
-@pytest.mark.parametrize("family", STATEFUL)
+@pytest.mark.parametrize("family", families.STATEFUL)
 def test_models_with_a_state_are_left_to_transformers(family, tmp_path, tiny_models):
     folder = families.with_tokenizer(family, tmp_path, tiny_models["llama"])
     model, words = load_base(folder, torch.float32).eval(), tokenizer.load(folder)

@@ -12,21 +12,6 @@ from finetune.kernels.packing import micro_batches, pack
 from finetune.models import probe
 from finetune.models.base import load_base
 
-PACK = [
-    "llama",
-    "gpt2",
-    "qwen2",
-    "qwen3",
-    "mistral",
-    "phi3",
-    "olmo2",
-    "opt",
-    "gpt_neox",
-    "mixtral",
-    "qwen3_moe",
-    "ctrl",
-]
-ALONE = ["lfm2", "granitemoehybrid", "minimax"]
 REFUSED = {
     "bloom": "attention of their own",
     "mpt": "attention of their own",
@@ -83,11 +68,11 @@ def check_gradients(model, packed: bool) -> None:
         assert (found[name] - gradient).norm() <= 2e-3 * (gradient.norm() + 0.1 * largest), name
 
 
-@pytest.mark.parametrize("family", [*PACK, *ALONE])
+@pytest.mark.parametrize("family", [*families.PACKED, *families.STATEFUL])
 def test_what_passes_trains_as_the_plain_form(tmp_path, monkeypatch, family):
     model = loaded(family, tmp_path, monkeypatch)
     packed = probe.can_be_packed(model, rows())
-    assert packed == (family in PACK)
+    assert packed == (family in families.PACKED)
     check_gradients(model, packed)
 
 
