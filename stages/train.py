@@ -21,6 +21,7 @@ def main() -> None:
     from finetune.costs.memory_parts import split_peak
     from finetune.costs.meter import Meter, peak_process_gb
     from finetune.data import prepared
+    from finetune.kernels.packing import longest_pass
     from finetune.methods import METHODS
     from finetune.models import probe, saved
     from finetune.models import tokenizer as tokenizers
@@ -55,11 +56,12 @@ def main() -> None:
 
     meter = Meter().start()
     transformers.set_seed(p.seed)
+    rows = splits["train"]["input_ids"][:]
     with device.enough_memory("choose a smaller model.source, or method qlora"):
-        model = trainable(base, method, p.lora)
+        tokens = longest_pass(map(len, rows), p.train.batch_size, p.train.tokens_per_micro_batch)
+        model = trainable(base, method, p.lora, tokens)
     add_end_tokens(model, facts["end_tokens"])
     saved.check_can_be_saved(model, tokenizer, facts, provenance(base), out.folder)
-    rows = splits["train"]["input_ids"][:]
     with device.enough_memory("lower data.max_length, or choose a smaller model.source"):
         probe.check_vocabulary(model, rows, tokenizer.pad_token_id)
         packed = probe.can_be_packed(model, rows)

@@ -49,65 +49,15 @@ def joined(model: PreTrainedModel, run: Callable[[], object]) -> Iterator[None]:
                 layer.forward = forward
 
 
-@dataclass(frozen=True)
-class _Linear:
-    """A layer's parts: y = x Wᵀ + bias, and the adapter's s (x Aᵀ) Bᵀ."""
-
-    layer: nn.Module
-    base: nn.Module
-    weight: nn.Parameter
-    down: torch.Tensor | None
-    up: torch.Tensor | None
-
-    @property
-    def state(self) -> Any:
-        return getattr(self.weight, "quant_state", None)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.weight.dtype if self.state is None else self.state.dtype
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in)."""
-        out, width = self.weight.shape if self.state is None else self.state.shape
-        return (width, out) if isinstance(self.base, Conv1D) else (out, width)
-
-    @property
-    def kind(self) -> tuple[object, ...]:
-        """What layers of one product have in common."""
-        return self.weight.device, self.dtype, self.shape[1], self.state is None
-
-
-def _linear(layer: nn.Module) -> _Linear | None:
-    """The parts of a linear layer; None if it is none, or one whose form only its own code knows."""
-    down: torch.Tensor | None = None
-    up: torch.Tensor | None = None
-    base = layer
-    if isinstance(layer, LoraLayer):
-        if "forward" not in vars(layer):  # not fused: dropout, DoRA, biases
-            return None
-        (name,) = layer.active_adapters
-        base = layer.get_base_layer()
-        down = cast(torch.Tensor, layer.lora_A[name].weight)
-        up = cast(torch.Tensor, layer.lora_B[name].weight) * layer.scaling[name]
-    weight = getattr(base, "weight", None)
-    state = getattr(weight, "quant_state", None)
-    # On a CPU bitsandbytes may have put the blocks in an order of its own.
-    if getattr(state, "packing_format_for_cpu", False) or (state is None and type(base) not in (nn.Linear, Conv1D)):
-        return None
-    return _Linear(layer, base, cast(nn.Parameter, weight), down, up)
-
-
-def _sharing_inputs(model: PreTrainedModel, run: Callable[[], object]) -> list[list[_Linear]]:
+def _sharing_inputs(model: PreTrainedModel, run: Callable[[], object]) -> list[list[LinearParts]]:
     """The linear layers that `run` calls, but the head; those given the same tensor, one after another, together."""
     head = model.get_output_embeddings()
     adapted = {layer for layer in model.modules() if isinstance(layer, LoraLayer)}
     inside = {part for layer in adapted for part in cast(nn.Module, layer).modules()} - adapted
-    linear = {layer: _linear(layer) for layer in model.modules() if layer is not head and layer not in inside}
-    called: list[tuple[_Linear, torch.Tensor]] = []
+    linear = {layer: linear_parts(layer) for layer in model.modules() if layer is not head and layer not in inside}
+    called: list[tuple[LinearParts, torch.Tensor]] = []
 
-    def note(parts: _Linear, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def note(parts: LinearParts, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if inputs:  # else they are named, and the layer keeps its own forward
             called.append((parts, inputs[0]))
 
@@ -127,7 +77,7 @@ def _sharing_inputs(model: PreTrainedModel, run: Callable[[], object]) -> list[l
 class _Group:
     """Linear layers that are given the same tensor."""
 
-    def __init__(self, members: list[_Linear]) -> None:
+    def __init__(self, members: list[LinearParts]) -> None:
         self.layers = [one.layer for one in members]
         self.quantized = members[0].state is not None
         self._members = members
@@ -144,7 +94,7 @@ class _Group:
         column = row = 0
         for one, out in zip(members, self._outs, strict=True):
             if one.up is not None:
-                self._up[row : row + out, column : column + one.up.shape[1]] = one.up
+                self._up[row : row + out, column : column + one.up.shape[1]] = one.up * one.scale
                 column += one.up.shape[1]
             row += out
         biases = [getattr(one.base, "bias", None) for one in members]
@@ -167,7 +117,7 @@ class _Group:
                 workspaces[key] = torch.empty(largest, device=key[0], dtype=key[1])
             self._matrix = workspaces[key][: self.size].view(shape)
             into = self._matrix.split([*self._outs, self._rank])
-            self._fill = [_dequantizer(one, part) for one, part in zip(self._members, into, strict=False)]
+            self._fill = [dequantizer(one, part, constants_held=True) for one, part in zip(self._members, into, strict=False)]
             return
         if len(self._members) == 1 and self._down is None:
             self._matrix = first.weight.data.t() if isinstance(first.base, Conv1D) else first.weight.data
@@ -224,40 +174,3 @@ class _Group:
         if self._bias is not None:
             y += self._bias
         return torch.addmm(y, squeezed, self._up.t()) if self._rank else y
-
-
-def _dequantizer(one: _Linear, out: torch.Tensor) -> Callable[[], object]:
-    """What writes the weights of a 4-bit layer into `out`, a contiguous matrix."""
-    from bitsandbytes.functional import dequantize_blockwise
-
-    state, packed = one.state, one.weight.data
-    absmax = state.absmax
-    if state.nested:  # the constants are quantised too; widened once, they take a fourteenth more than the 4 bits
-        absmax = dequantize_blockwise(absmax, state.state2) + state.offset
-    absmax = absmax.float()
-    arguments = packed, absmax, state.blocksize, state.quant_type, state.shape, state.dtype
-    if packed.is_cuda:
-        return partial(torch.ops.bitsandbytes.dequantize_4bit.out, *arguments, out=out)
-    native = _native(state)
-    if native is None:
-        return lambda: out.copy_(torch.ops.bitsandbytes.dequantize_4bit.default(*arguments))
-    columns = state.shape[-1]
-    sizes = [ctypes.c_longlong(number) for number in (state.blocksize, prod(state.shape) // columns, columns)]
-    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (packed, absmax, out)]
-
-    def fill(held: tuple[torch.Tensor, ...] = (packed, absmax, out)) -> None:
-        native(*pointers, *sizes)
-
-    return fill
-
-
-_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-
-
-def _native(state: Any) -> Callable[..., None] | None:
-    """bitsandbytes' C function, which its operator for CPUs calls on a tensor that is new each time; None if it has none."""
-    from bitsandbytes.cextension import lib
-
-    if state.blocksize >= 2048 or state.shape[-1] % 2:  # as the operator has it
-        return None
-    return getattr(lib._lib, f"cdequantize_blockwise_cpu_{state.quant_type}_{_NAMES[state.dtype]}", None)

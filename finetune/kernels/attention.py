@@ -7,7 +7,7 @@ section 3.1), so memory grows with length times the block, not with length squar
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from finetune.errors import UserError
 ATTENTION_NAME = "packed"
 """What `attn_implementation` is called when a model is loaded."""
 
-QUERY_BLOCK = 128
+QUERY_BLOCK = 256
 """Queries whose probabilities are held at a time: 128 x 256 keys x 9 heads in bf16 fit a 1 MB cache."""
 
 ROUND_ROWS_TO = 64
@@ -35,6 +35,11 @@ def mask_of(lengths: torch.Tensor) -> torch.Tensor:
     layer runs again; and no other mask holds integers.
     """
     return lengths.cpu().view(1, 1, 1, -1)
+
+
+def is_packed(attention_mask: torch.Tensor | None) -> bool:
+    """Whether it is of `mask_of`."""
+    return attention_mask is not None and attention_mask.dtype == torch.int64
 
 
 def attend(
@@ -52,11 +57,11 @@ def attend(
     query: (1, heads, tokens, width); key and value: (1, key heads, tokens, width). Returns (1, tokens, heads, width).
     Raises UserError for models whose attention isn't plainly causal.
     """
-    if attention_mask is None or attention_mask.dtype != torch.int64:
+    if not is_packed(attention_mask):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    lengths = attention_mask.flatten().tolist()
+    lengths = cast(torch.Tensor, attention_mask).flatten().tolist()
     _check_is_plain(kwargs, max(lengths))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.device.type == "cpu" and not dropout:
@@ -87,81 +92,112 @@ class _PackedAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], scaling: float
     ) -> torch.Tensor:
-        heads, tokens, width = query.shape[1:]
-        # Slack, for the last block's rounded rows would otherwise reach past the end of the tensors.
-        q, k, v = _with_slack(query[0] * scaling), _with_slack(key[0]), _with_slack(value[0])
-        out = query.new_empty(1, tokens, heads, width)
-        for start, first, end, last in _blocks(lengths):
-            p = _probabilities(q[:, first:last], k[:, start:last])
-            result = _per_head(p @ v[:, start:last], heads).transpose(0, 1)
-            out[0, first:end] = result[: end - first]
+        (heads, tokens, width), groups = query.shape[1:], key.shape[1]
+        per_group = query[0].view(groups, -1, tokens, width).transpose(1, 2)
+        q, k, v = (with_slack(x) for x in (per_group * scaling, key[0], value[0]))
+        out = query.new_empty(tokens, heads, width)
+        attention(q, k, v, lengths, out)
         ctx.save_for_backward(q, k, v)
         ctx.lengths, ctx.scaling = lengths, scaling
-        return out
+        return out[None]
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
-        heads, groups = len(q), len(k)
-        tokens = gradient.shape[1]
-        d_q = torch.empty_like(q)
+        heads, tokens = gradient.shape[2], gradient.shape[1]
+        d_q, d_k, d_v = (torch.zeros_like(x) for x in (q, k, v))
+        attention_backward(gradient[0], q, k, v, ctx.lengths, d_q, d_k, d_v)
+        d_q = d_q[:, :tokens].transpose(1, 2).reshape(1, heads, tokens, -1).mul_(ctx.scaling)
+        return d_q, d_k[None, :, :tokens], d_v[None, :, :tokens], None, None
+
+
+def with_slack(x: torch.Tensor) -> torch.Tensor:
+    """`x` (heads, tokens, ...), contiguous, with room for the last block to be rounded up."""
+    slack = x.new_zeros(len(x), ROUND_ROWS_TO, *x.shape[2:])
+    return torch.cat([x, slack], 1)
+
+
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[int], out: torch.Tensor) -> None:
+    """Write causal attention within each sequence into `out` (tokens, heads, width).
+
+    q: (key heads, tokens + slack, heads per key head, width), scaled; k and v: (key heads, tokens + slack, width). Query
+    heads that share a key head lie beside each other, so they are rows of one product, and keys aren't copied for each.
+    """
+    groups, _, per_group, width = q.shape
+    for start, first, end, last in _blocks(lengths):
+        p = _probabilities(q[:, first:last], k[:, start:last])
+        result = (p @ v[:, start:last]).view(groups, -1, per_group, width)
+        out[first:end].view(-1, groups, per_group, width).copy_(result[:, : end - first].transpose(0, 1))
+
+
+def attention_backward(
+    gradient: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    lengths: list[int],
+    d_q: torch.Tensor,
+    d_k: torch.Tensor,
+    d_v: torch.Tensor,
+) -> None:
+    """Write the gradients of `attention`'s q, k and v into tensors of their shapes, given that of its result."""
+    for sequence in _sequences(lengths):
+        start, last = sequence[0][0], sequence[-1][3]
         # fp32, because every block of queries adds to the same keys and values, and bf16 would lose the later ones.
-        d_k, d_v = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
-        for start, first, end, last in _blocks(ctx.lengths):
-            queries, keys, values = q[:, first:last], k[:, start:last], v[:, start:last]
+        sums = [
+            torch.zeros_like(x[:, start:last], dtype=torch.float32, memory_format=torch.contiguous_format)
+            for x in ((k, v) if len(sequence) > 1 else ())
+        ]
+        for _, first, end, stop in sequence:
+            keys, values = k[:, start:stop], v[:, start:stop]
+            queries = q[:, first:stop]
             # Rows beyond `end` belong to another sequence or to none: without a gradient they add nothing to any sum.
             g = torch.zeros_like(queries, memory_format=torch.contiguous_format)
-            g[:, : end - first] = gradient[0, first:end].transpose(0, 1)
-            g = _per_group(g, groups)
+            g[:, : end - first] = gradient[first:end].view(-1, *q.shape[::2], q.shape[3]).transpose(0, 1)
+            g, rows = g.flatten(1, 2), queries.flatten(1, 2)
             # Made again, because those of all blocks together grow with the square of a sequence's length.
             p = _probabilities(queries, keys)
-            d_v[:, start:last] += p.transpose(1, 2) @ g
-            d_p = g @ values.transpose(1, 2)
             # One pass over the block, where p * (d_p - (p * d_p).sum()) would write two more tensors of its size.
-            d_s = torch._softmax_backward_data(d_p, p, -1, p.dtype)
-            d_q[:, first:end] = _per_head(d_s @ keys, heads)[:, : end - first]
-            d_k[:, start:last] += d_s.transpose(1, 2) @ _per_group(queries, groups)
-        d_q, d_k, d_v = (d[None, :, :tokens].to(q.dtype) for d in (d_q.mul_(ctx.scaling), d_k, d_v))
-        return d_q, d_k, d_v, None, None
+            d_s = torch._softmax_backward_data(g @ values.transpose(1, 2), p, -1, p.dtype)
+            d_q[:, first:end] = (d_s @ keys).view(queries.shape)[:, : end - first]
+            for total, part in zip(sums or (d_k[:, start:], d_v[:, start:]), ((d_s, rows), (p, g)), strict=True):
+                product = part[0].transpose(1, 2) @ part[1]
+                if sums:
+                    total[:, : stop - start] += product
+                else:
+                    total[:, : stop - start] = product
+        for total, into in zip(sums, (d_k, d_v), strict=False):
+            into[:, start:last] = total
 
 
-def _with_slack(x: torch.Tensor) -> torch.Tensor:
-    """(heads, tokens, width), contiguous, with room for the last block to be rounded up."""
-    return nn.functional.pad(x, (0, 0, 0, ROUND_ROWS_TO))
+Block = tuple[int, int, int, int]
+"""Start of the sequence, first query, end of the queries, that end rounded up: what lies between is thrown away."""
 
 
-def _blocks(lengths: list[int]) -> Iterator[tuple[int, int, int, int]]:
-    """(start of the sequence, first query, end of the queries, that end rounded up) of each block.
+def _blocks(lengths: list[int]) -> Iterator[Block]:
+    for sequence in _sequences(lengths):
+        yield from sequence
 
-    What lies between the two ends is computed and thrown away.
-    """
+
+def _sequences(lengths: list[int]) -> Iterator[list[Block]]:
+    """The blocks of each sequence."""
     start = 0
     for length in lengths:
-        for first in range(start, start + length, QUERY_BLOCK):
-            end = min(start + length, first + QUERY_BLOCK)
-            yield start, first, end, first + -(-(end - first) // ROUND_ROWS_TO) * ROUND_ROWS_TO
-        start += length
+        stop = start + length
+        ends = [(first, min(stop, first + QUERY_BLOCK)) for first in range(start, stop, QUERY_BLOCK)]
+        yield [(start, first, end, first + -(-(end - first) // ROUND_ROWS_TO) * ROUND_ROWS_TO) for first, end in ends]
+        start = stop
 
 
 def _probabilities(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """softmax(q kT) of the last positions: (key heads, heads per key head x queries, keys)."""
-    size = query.shape[1]
-    # Query heads that share a key head become rows of one product, so keys and values aren't copied for each head.
-    scores = _per_group(query, len(key)) @ key.transpose(1, 2)
-    scores.view(len(key), -1, size, key.shape[1])[..., -size:] += _causal(size, scores.dtype)
+    """softmax(q kT) of the last positions: (key heads, queries x heads per key head, keys)."""
+    size, per_group = query.shape[1:3]
+    scores = query.flatten(1, 2) @ key.transpose(1, 2)
+    scores.view(len(key), size, per_group, -1)[..., -size:] += _causal(size, scores.dtype)
     return scores.softmax(-1, dtype=scores.dtype)
-
-
-def _per_group(x: torch.Tensor, groups: int) -> torch.Tensor:
-    """(heads, rows, width) -> (key heads, heads per key head x rows, width)."""
-    return x.reshape(groups, -1, x.shape[-1])
-
-
-def _per_head(x: torch.Tensor, heads: int) -> torch.Tensor:
-    """The inverse of `_per_group`."""
-    return x.view(heads, -1, x.shape[-1])
 
 
 @lru_cache(maxsize=2 * QUERY_BLOCK)
 def _causal(size: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.full((size, size), float("-inf"), dtype=dtype).triu_(1)
+    """(queries, 1, keys)."""
+    return torch.full((size, size), float("-inf"), dtype=dtype).triu_(1)[:, None]

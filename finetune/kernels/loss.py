@@ -9,22 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
+from torch.nn.functional import pad
 
 from finetune.data.prepared import IGNORE
-from finetune.kernels.attention import mask_of
+from finetune.kernels.attention import ROUND_ROWS_TO, mask_of
 from finetune.kernels.packing import Batch, micro_batches, pack
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-CHUNK_BYTES = 16 * 2**20
-"""fp32 logits held at a time."""
+CHUNK_BYTES = 24 * 2**20
+"""Logits held at a time: as many rows as make up for reading the head's weights, the model's largest matrix."""
+
+WIDE_BYTES = 4 * 2**20
+"""Logits in fp32 at a time: what many passes go over stays in the cache."""
 
 
 def response_loss(model: PreTrainedModel | PeftModel, batch: Batch) -> torch.Tensor:
@@ -69,6 +73,23 @@ def head_inputs(model: PreTrainedModel | PeftModel, *, use_cache: bool = False, 
     return seen[0]
 
 
+@lru_cache(maxsize=1)
+def _memory(words: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Room for logits, (rows, words), in `dtype` and in fp32: made once, since no other tensor of a step is so large."""
+    rows = max(1, CHUNK_BYTES // (dtype.itemsize * words * ROUND_ROWS_TO)) * ROUND_ROWS_TO
+    few = max(1, WIDE_BYTES // (4 * words))
+    return torch.empty(rows, words, dtype=dtype, device=device), torch.empty(few, words, device=device)
+
+
+def _nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Summed cross-entropy (float64) of fp32 `logits` (rows, words), which become its gradient by them."""
+    chosen = logits.gather(1, targets)
+    largest = logits.amax(1, keepdim=True)
+    total = logits.sub_(largest).exp_().sum(1, keepdim=True)
+    logits.div_(total).scatter_add_(1, targets, logits.new_full(targets.shape, -1.0))
+    return (total.log() + largest - chosen).sum(dtype=torch.float64)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Summed cross-entropy of `targets` (rows) under `hidden` (rows, width) and a head (vocabulary, width)."""
 
@@ -82,32 +103,33 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         learning: bool,
     ) -> torch.Tensor:
         dtype = torch.get_autocast_dtype(hidden.device.type) if _autocast(hidden) else hidden.dtype
-        rows = max(1, CHUNK_BYTES // (4 * len(weight)))
         needs_hidden, needs_weight, needs_bias = (learning and needed for needed in ctx.needs_input_grad[:3])
-        d_hidden = torch.empty_like(hidden, dtype=dtype) if needs_hidden else None
+        # Zeros behind the last row: they add nothing to any gradient, and oneDNN compiles for few numbers of rows.
+        rows = pad(hidden.to(dtype), (0, 0, 0, -len(hidden) % ROUND_ROWS_TO))
+        d_hidden = torch.empty_like(rows) if needs_hidden else None
         # fp32, because many chunks add to the same numbers, and bf16 would lose what the later ones bring.
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias and bias is not None else None
         matrix = weight.to(dtype)
+        memory, wide = _memory(len(weight), dtype, hidden.device)
         # float64, because a batch's sum reaches thousands of nats: fp32 would round some of it off at each chunk.
         total = torch.zeros((), device=hidden.device, dtype=torch.float64)
-        for start in range(0, len(hidden), rows):
-            part, target = hidden[start : start + rows].to(dtype), targets[start : start + rows, None]
-            logits = linear(part, matrix, None if bias is None else bias.to(dtype)).float()
-            normaliser = logits.logsumexp(-1, keepdim=True)
-            total += (normaliser - logits.gather(1, target)).sum()
-            if not (needs_hidden or needs_weight):
-                continue
+        for start in range(0, len(rows), len(memory)):
+            part, target = rows[start : start + len(memory)], targets[start : start + len(memory), None]
+            logits = torch.mm(part, matrix.t(), out=memory[: len(part)])
+            if bias is not None:
+                logits += bias.to(dtype)
             # Now, and in the logits' place: the backward pass would have to multiply by the whole vocabulary again.
-            gradient = logits.sub_(normaliser).exp_()
-            gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
+            for some, wanted in zip(logits[: len(target)].split(len(wide)), target.split(len(wide)), strict=True):
+                total += _nats(wide[: len(some)].copy_(some), wanted)
+                some.copy_(wide[: len(some)])
             if d_bias is not None:
-                d_bias += gradient.sum(0)
-            gradient = gradient.to(dtype)
+                d_bias += logits[: len(target)].sum(0, dtype=torch.float32)
             if d_hidden is not None:
-                d_hidden[start : start + rows] = gradient @ matrix
+                torch.mm(logits, matrix, out=d_hidden[start : start + len(part)])
             if d_weight is not None:
-                d_weight += gradient.t() @ part
+                d_weight += logits.t() @ part
+        d_hidden = None if d_hidden is None else d_hidden[: len(hidden)]
         d_weight = None if d_weight is None else d_weight.to(weight.dtype)
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         ctx.dtypes = hidden.dtype, weight.dtype

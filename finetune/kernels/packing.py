@@ -31,6 +31,13 @@ def pack(rows: list[dict]) -> Batch:
     }
 
 
+def longest_pass(lengths: Iterable[int], sequences: int, tokens: int) -> int:
+    """Tokens of the longest micro-batch that `sequences` of `lengths` can make, by `tokens` as in `micro_batches`."""
+    longest = sorted(lengths)[-sequences:]
+    most = min(sum(longest), max(tokens, longest[-1]))
+    return most + -most % ROUND_ROWS_TO
+
+
 def micro_batches(batch: Batch, tokens: int) -> Iterator[Batch]:
     """`batch` in parts of whole sequences that go through the model one by one.
 

@@ -10,11 +10,12 @@ from transformers import PreTrainedModel
 from finetune import params
 from finetune.device import compute_dtype, is_out_of_memory
 from finetune.errors import UserError
+from finetune.kernels.decoder import replace_decoder_layers
 from finetune.kernels.layers import replace_layers
 from finetune.kernels.lora import fuse
 from finetune.methods import METHODS, Method
 from finetune.models import lost
-from finetune.models.base import copy_from_file, load_base
+from finetune.models.base import copy_from_file, layer_stack, load_base
 from finetune.models.ends import add_end_tokens
 from finetune.models.fingerprint import check_base
 from finetune.models.four_bits import in_4_bits
@@ -22,8 +23,10 @@ from finetune.models.supported import first_line, form_in_4_bits, read_config
 from finetune.models.targets import check_head_and_rank, check_names
 
 
-def trainable(folder: Path, method: Method, lora: params.Lora) -> PreTrainedModel | PeftModel:
+def trainable(folder: Path, method: Method, lora: params.Lora, tokens: int = 0) -> PreTrainedModel | PeftModel:
     """The base model in `folder`, which a quantized method has in 4 bits, as `method` trains it.
+
+    Memory is laid out for passes of `tokens` tokens, and anew if one is longer.
 
     AdamW's small steps are lost in the 8 bits of a bf16 mantissa: adapters are fp32, and for bf16
     weights `SplitAdamW` keeps the rest. fp16 weights can't be kept so; they are trained as fp32.
@@ -36,10 +39,12 @@ def trainable(folder: Path, method: Method, lora: params.Lora) -> PreTrainedMode
             f"or the model's 16-bit weights"
         )
     if method.adapters:
-        return _adapted(folder, method, lora)
-    model = load_base(folder, torch.bfloat16 if compute_dtype() == torch.bfloat16 else torch.float32)
-    copy_from_file(model)
+        model: PreTrainedModel | PeftModel = _adapted(folder, method, lora)
+    else:
+        model = load_base(folder, torch.bfloat16 if compute_dtype() == torch.bfloat16 else torch.float32)
+        copy_from_file(model)
     replace_layers(model)
+    replace_decoder_layers(model, layer_stack(model), tokens)
     return model
 
 
@@ -66,7 +71,6 @@ def _adapted(folder: Path, method: Method, lora: params.Lora) -> PeftModel:
     if method.quantized and lora.start == "rounding_error":
         lost.start(model, folder)
     fuse(model)
-    replace_layers(model)
     return model
 
 

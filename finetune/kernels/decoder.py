@@ -1,0 +1,188 @@
+"""A model's decoder layers replaced by steps in shared memory, where these compute the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from torch import nn
+
+from finetune.kernels.attention import is_packed
+from finetune.kernels.decoder_layer import DecoderLayer, Kept, Pass
+from finetune.kernels.joint_linear import lay_out
+from finetune.kernels.linear_parts import linear_parts
+from finetune.kernels.workspace import Workspace
+from finetune.kernels.loss import packed_head_inputs
+from finetune.kernels.packing import micro_batches, pack
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.02}
+"""Difference of a layer's result, as a share of what the layer adds: sums in another order differ by less."""
+
+
+def replace_decoder_layers(model: PreTrainedModel | PeftModel, layers: list[nn.Module], tokens: int) -> bool:
+    """Give all `layers` of `model` their step, if each has a Llama's form and computes the same.
+
+    The memory is laid out for passes of `tokens` tokens. On CUDA the layers stay as they are.
+    """
+    if model.device.type != "cpu" or not layers or not all(_has_form(layer) for layer in layers):
+        return False
+    shared = _Shared(model.device)
+    steps = [DecoderLayer(layer, number, shared.workspace) for number, layer in enumerate(layers)]
+    shared.steps = steps
+    lay_out([linear for step in steps for linear in step.linears], shared.workspace)
+    seen = _what_layers_do(model, layers)
+    shared.begin(len(seen[0].x))
+    if not all(_is_near(step, one) for step, one in zip(steps, seen, strict=True)):
+        return False
+    shared.workspace.reserve(tokens)
+    for number, layer in enumerate(layers):
+        layer.forward = partial(_forward, layer, layer.forward, shared, number)
+    return True
+
+
+_FORM = {
+    "": {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"},
+    "self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"},
+    "mlp": {"gate_proj", "up_proj", "down_proj", "act_fn"},
+}
+
+
+def _has_form(layer: Any) -> bool:
+    """Whether `layer` has a Llama's modules, of one dtype, and no window or dropout, which no try would show."""
+    if any({name for name, _ in layer.get_submodule(path).named_children()} != names for path, names in _FORM.items()):
+        return False
+    linears = [linear_parts(module) for path in ("self_attn", "mlp") for module in _linear_modules(layer, path)]
+    norms = [layer.input_layernorm, layer.post_attention_layernorm]
+    return (
+        all(parts is not None and type(parts.base) in (nn.Linear, Linear4bit) for parts in linears)
+        and all(hasattr(norm, "variance_epsilon") for norm in norms)
+        and len({parts.dtype for parts in linears if parts} | {norm.weight.dtype for norm in norms}) == 1
+        and len({(parts.state is None, parts.weight.requires_grad) for parts in linears if parts}) == 1
+        and getattr(layer.self_attn, "sliding_window", None) is None
+        and not getattr(layer.self_attn, "attention_dropout", 0)
+    )
+
+
+def _linear_modules(layer: nn.Module, path: str) -> list[nn.Module]:
+    return [module for name, module in layer.get_submodule(path).named_children() if name.endswith("_proj")]
+
+
+class _Shared:
+    """What a model's layers share: memory, and the count of passes."""
+
+    steps: list[DecoderLayer]
+
+    def __init__(self, device: torch.device) -> None:
+        self.workspace, self.passes = Workspace(device), 0
+
+    def begin(self, tokens: int) -> None:
+        """A pass of `tokens` tokens begins; the blocks of the one before are free."""
+        self.workspace.reserve(tokens)
+        self.passes += 1
+        for step in self.steps:
+            for linear in step.linears:
+                linear.cast_adapters()
+
+
+def _forward(
+    layer: Any,
+    own: Callable[..., Any],
+    shared: _Shared,
+    number: int,
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    **kwargs: Any,
+) -> torch.Tensor:
+    if not is_packed(attention_mask):
+        return own(hidden_states, attention_mask=attention_mask, position_embeddings=position_embeddings, **kwargs)
+    if number == 0:
+        shared.begin(hidden_states.shape[1])
+    # Under checkpointing a layer's pass is made again just before its backward pass: one set of blocks serves all.
+    again = getattr(layer, "gradient_checkpointing", False) and layer.training
+    given = _given(cast(torch.Tensor, attention_mask), position_embeddings)
+    step = shared.steps[number]
+    return _Step.apply(hidden_states, step, given, shared, "any" if again else number, *step.parameters)
+
+
+def _given(mask: torch.Tensor, positions: tuple[torch.Tensor, torch.Tensor]) -> Pass:
+    return Pass(positions[0][0], positions[1][0], mask.flatten().tolist())
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        step: DecoderLayer,
+        given: Pass,
+        shared: _Shared,
+        kept_as: object,
+        *parameters: torch.Tensor,
+    ) -> torch.Tensor:
+        out, kept = step.forward(x[0], given, kept=kept_as)
+        # Not on `ctx`, though it is no output: checkpointing and the count of activations see what is saved here alone.
+        ctx.save_for_backward(*kept[:-1], *kept.squeezed)
+        ctx.step, ctx.given, ctx.shared = step, given, shared
+        ctx.passes = None if kept_as == "any" else shared.passes
+        return out[None]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if ctx.passes not in (None, ctx.shared.passes):
+            raise RuntimeError("another pass has gone through the model before this one's backward pass")
+        saved = ctx.saved_tensors
+        last = len(Kept._fields) - 1
+        kept = Kept(*saved[:last], saved[last:])
+        rows = gradient[0]
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            # Two in turn, since the layer before reads this one's while it writes its own.
+            d_x = ctx.shared.workspace.rows(("d out", ctx.step.number % 2), *rows.shape, dtype=rows.dtype)
+        grads = ctx.step.backward(rows, kept, ctx.given, d_x)
+        return None if d_x is None else d_x[None], None, None, None, None, *grads
+
+
+class _Seen:
+    """What a layer was given and made of it."""
+
+    def __init__(self) -> None:
+        self.x = self.out = torch.empty(0)
+        self.given: Pass
+
+    def note(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        self.x, self.out = args[0][0].clone(), out[0].clone()
+        self.given = _given(kwargs["attention_mask"], kwargs["position_embeddings"])
+
+
+@torch.no_grad()
+def _what_layers_do(model: PreTrainedModel | PeftModel, layers: list[nn.Module]) -> list[_Seen]:
+    """Of a pass of two short sequences."""
+    known = len(cast(torch.Tensor, cast(nn.Module, model.get_input_embeddings()).weight))
+    rows = [[number % known for number in numbers] for numbers in (range(40), range(7, 30))]
+    seen = [_Seen() for _ in layers]
+    handles = [
+        layer.register_forward_hook(one.note, with_kwargs=True) for layer, one in zip(layers, seen, strict=True)
+    ]
+    try:
+        (batch,) = micro_batches(pack([{"input_ids": ids, "labels": ids} for ids in rows]), 1000)
+        packed_head_inputs(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+@torch.no_grad()
+def _is_near(step: DecoderLayer, seen: _Seen) -> bool:
+    out, _ = step.forward(seen.x, seen.given, kept="any")
+    difference, added = (out - seen.out).float(), (seen.out - seen.x).float()
+    return bool(difference.norm() < TOLERANCE[seen.x.dtype] * added.norm())
