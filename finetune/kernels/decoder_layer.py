@@ -43,7 +43,6 @@ class Kept(NamedTuple):
     attended: torch.Tensor
     middle: torch.Tensor
     middle_reciprocal: torch.Tensor
-    gate_up: torch.Tensor
     squeezed: tuple[torch.Tensor, ...]
 
 
@@ -92,29 +91,27 @@ class DecoderLayer:
         self._o.forward(attended, middle, squeezed[1])
         middle.add_(x)
         h, middle_reciprocal = self._second_norm.forward(middle)
-        gate_up = take(("gate and up", kept), tokens, self._gate_up.shape[0], dtype=dtype)
-        self._gate_up.forward(h, gate_up, squeezed[2])
-        gate, up = gate_up.chunk(2, dim=1)
+        gate, up = self._gate_and_up(h, squeezed[2])
         gated = take("gated", tokens, self._down.shape[1], dtype=dtype)
         torch.ops.aten.silu.out(gate, out=gated).mul_(up)  # SwiGLU (Shazeer 2020, equation 6)
         out = take(("out", self.number), tokens, x.shape[1], dtype=dtype)
         self._down.forward(gated, out, squeezed[3])
         out.add_(middle)
-        return out, Kept(x, reciprocal, q, k, v, attended, middle, middle_reciprocal, gate_up, squeezed)
+        return out, Kept(x, reciprocal, q, k, v, attended, middle, middle_reciprocal, squeezed)
 
     def backward(self, gradient: torch.Tensor, kept: Kept, given: Pass, d_x: torch.Tensor | None) -> list[torch.Tensor]:
         """Gradients of `parameters`; that of x goes into `d_x`, unless that is None."""
         take, tokens, dtype = self._workspace.rows, len(gradient), gradient.dtype
-        gate, up = kept.gate_up.chunk(2, dim=1)
+        h = self._second_norm.again(kept.middle, kept.middle_reciprocal)
+        gate, up = self._gate_and_up(h, kept.squeezed[2])
         activated = torch.ops.aten.silu.out(gate, out=take("gated", *gate.shape, dtype=dtype))
         gated = torch.mul(activated, up, out=take("gated again", *gate.shape, dtype=dtype))
         d_gated = take("d gated", *gate.shape, dtype=dtype)
         grads = self._down.backward(gradient, gated, kept.squeezed[3], d_gated)
-        d_gate_up = take("d gate and up", *kept.gate_up.shape, dtype=dtype)
+        d_gate_up = take("d gate and up", tokens, self._gate_up.shape[0], dtype=dtype)
         d_gate, d_up = d_gate_up.chunk(2, dim=1)
         torch.mul(activated, d_gated, out=d_up)
         torch.ops.aten.silu_backward.grad_input(d_gated.mul_(up), gate, grad_input=d_gate)
-        h = self._second_norm.again(kept.middle, kept.middle_reciprocal)
         d_h = take("d normed", *h.shape, dtype=dtype)
         grads += self._gate_up.backward(d_gate_up, h, kept.squeezed[2], d_h)
         d_middle = take("d middle", *h.shape, dtype=dtype)
@@ -128,6 +125,13 @@ class DecoderLayer:
         if wanted:
             norm_grads += self._first_norm.backward(d_h, kept.reciprocal, d_middle, d_x)
         return grads + norm_grads
+
+    def _gate_and_up(self, h: torch.Tensor, squeezed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both halves, (tokens, width of the MLP). Made again for the backward pass: kept, they would be half of all."""
+        both = self._workspace.rows("gate and up", len(h), self._gate_up.shape[0], dtype=h.dtype)
+        self._gate_up.forward(h, both, squeezed)
+        gate, up = both.chunk(2, dim=1)
+        return gate, up
 
     def _turned(self, qkv: torch.Tensor, given: Pass, kept: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         q, k, v = self._split(qkv)

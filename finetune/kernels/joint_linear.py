@@ -81,13 +81,13 @@ class JointLinear:
 
     def forward(self, rows: torch.Tensor, out: torch.Tensor, squeezed: torch.Tensor) -> None:
         """Write the results for `rows` into `out`, and x Aᵀ, which `backward` wants, into `squeezed` (rows, rank)."""
-        torch.mm(rows, self._weights().t(), out=out)
+        _multiply(rows, self._weights().t(), out)
         for part, bias in zip(out.split(self._outs, dim=1), self._biases, strict=True):
             if bias is not None:
                 part.add_(bias.detach())
         if self.rank:
-            torch.mm(rows, self._down.t(), out=squeezed)
-            out.addmm_(squeezed, self._up.t())
+            _multiply(rows, self._down.t(), squeezed)
+            _add_product(squeezed, self._up.t(), out)
 
     @property
     def learns(self) -> bool:
@@ -115,10 +115,24 @@ class JointLinear:
             if bias is not None and bias.requires_grad:
                 grads.append(part.sum(0).to(bias.dtype))
         if d_rows is not None:
-            torch.mm(gradient, self._weights(), out=d_rows)
+            _multiply(gradient, self._weights(), d_rows)
             if through is not None:
-                d_rows.addmm_(through, self._down)
+                _add_product(through, self._down, d_rows)
         return grads
+
+
+import os
+ROWS = int(os.environ.get("ROWS", "512"))
+
+
+def _multiply(rows: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor) -> None:
+    for some, into in zip(rows.split(ROWS), out.split(ROWS), strict=True):
+        torch.mm(some, matrix, out=into)
+
+
+def _add_product(rows: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor) -> None:
+    for some, into in zip(rows.split(ROWS), out.split(ROWS), strict=True):
+        into.addmm_(some, matrix)
 
 
 def _slices(sizes: Iterable[int]) -> list[slice]:
