@@ -18,6 +18,10 @@ from finetune.kernels.linear_parts import LinearParts, dequantizer
 from finetune.kernels.workspace import Workspace
 
 
+ROWS = 512
+"""Rows of a product at most: for each number of rows oneDNN compiles a kernel of its own, and keeps it."""
+
+
 class JointLinear:
     """Layers of one input, (rows, in), whose results lie beside each other: (rows, out of all)."""
 
@@ -102,15 +106,15 @@ class JointLinear:
         `rows` may be None if nothing here `learns`.
         """
         grads: list[torch.Tensor] = []
-        through = gradient @ self._up if self.rank else None
+        through = _multiply(gradient, self._up, torch.empty_like(squeezed)) if self.rank else None
         if through is not None:
-            d_down, d_up = through.t() @ cast(torch.Tensor, rows), gradient.t() @ squeezed
+            d_down, d_up = _outer(through, cast(torch.Tensor, rows)), _outer(gradient, squeezed)
             for one, ranks, outs in self._adapted:
                 down, up = cast(torch.Tensor, one.down), cast(torch.Tensor, one.up)
                 grads.append(d_down[ranks].to(down.dtype))
                 grads.append(d_up[outs, ranks].to(up.dtype).mul_(one.scale))
         if self._trained:
-            grads += (gradient.t() @ cast(torch.Tensor, rows)).split(self._outs)
+            grads += _outer(gradient, cast(torch.Tensor, rows)).split(self._outs)
         for part, bias in zip(gradient.split(self._outs, dim=1), self._biases, strict=True):
             if bias is not None and bias.requires_grad:
                 grads.append(part.sum(0).to(bias.dtype))
@@ -121,18 +125,30 @@ class JointLinear:
         return grads
 
 
-import os
-ROWS = int(os.environ.get("ROWS", "512"))
-
-
-def _multiply(rows: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor) -> None:
-    for some, into in zip(rows.split(ROWS), out.split(ROWS), strict=True):
+def _multiply(rows: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    for some, into in _chunks(rows, out):
         torch.mm(some, matrix, out=into)
+    return out
 
 
 def _add_product(rows: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor) -> None:
-    for some, into in zip(rows.split(ROWS), out.split(ROWS), strict=True):
+    for some, into in _chunks(rows, out):
         into.addmm_(some, matrix)
+
+
+def _outer(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """leftᵀ right, for matrices of as many rows."""
+    (first, other), *rest = _chunks(left, right)
+    total = first.t() @ other
+    for one, other in rest:
+        total.addmm_(one.t(), other)
+    return total
+
+
+def _chunks(one: torch.Tensor, other: torch.Tensor) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+    if len(one) <= ROWS:
+        return [(one, other)]
+    return zip(one.split(ROWS), other.split(ROWS), strict=True)
 
 
 def _slices(sizes: Iterable[int]) -> list[slice]:
