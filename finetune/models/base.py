@@ -113,10 +113,14 @@ def _multiply_in(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def copy_from_file(model: nn.Module) -> None:
-    """Weights that aren't quantised are views of the mapped file, which stays in memory as long as one of them lives."""
+    """Weights are views of the mapped file, all of which stays in memory as long as one of them lives: copy them out."""
     for parameter in model.parameters():
-        if getattr(parameter, "quant_state", None) is None:
-            parameter.data = parameter.data.clone()
+        parameter.data = parameter.data.clone()
+        state = getattr(parameter, "quant_state", None)
+        for one in (state, getattr(state, "state2", None)):
+            for name, value in vars(one).items() if one is not None else ():
+                if isinstance(value, torch.Tensor):
+                    setattr(one, name, value.clone())
 
 
 def layer_stack(model: nn.Module) -> list[nn.Module]:
