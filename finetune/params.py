@@ -71,7 +71,6 @@ class Train:
     gradient_accumulation: int = _number(1)
     tokens_per_micro_batch: int = _number(1)
     gradient_checkpointing: bool
-    release_freed_memory: bool
     scheduler: str = _choice("linear", "cosine", "constant_with_warmup")
     warmup: float = _number(0, 0.99)
     weight_decay: float = _number(0)

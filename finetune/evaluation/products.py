@@ -7,19 +7,18 @@ layers of one product are there in 16 bits at a time.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from math import prod
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+from finetune.kernels.linear_parts import LinearParts, dequantizer, linear_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -117,7 +116,9 @@ class _Group:
                 workspaces[key] = torch.empty(largest, device=key[0], dtype=key[1])
             self._matrix = workspaces[key][: self.size].view(shape)
             into = self._matrix.split([*self._outs, self._rank])
-            self._fill = [dequantizer(one, part, constants_held=True) for one, part in zip(self._members, into, strict=False)]
+            self._fill = [
+                dequantizer(one, part, constants_held=True) for one, part in zip(self._members, into, strict=False)
+            ]
             return
         if len(self._members) == 1 and self._down is None:
             self._matrix = first.weight.data.t() if isinstance(first.base, Conv1D) else first.weight.data

@@ -79,12 +79,16 @@ AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
 
 def _check_is_plain(kwargs: dict, longest: int) -> None:
-    window = kwargs.get("sliding_window")
-    if window is not None and window < longest:
-        raise UserError(f"data.max_length: this model attends to {window} tokens at most; lower it to {window}")
+    check_window(kwargs.get("sliding_window"), longest)
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             raise UserError(f"model.source: this model's attention has {name}, which isn't known here; choose another")
+
+
+def check_window(window: int | None, longest: int) -> None:
+    """Raise UserError if attention over `window` tokens isn't attention over all of a sequence of `longest`."""
+    if window is not None and window < longest:
+        raise UserError(f"data.max_length: this model attends to {window} tokens at most; lower it to {window}")
 
 
 class _PackedAttention(torch.autograd.Function):

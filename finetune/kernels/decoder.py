@@ -10,13 +10,13 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from torch import nn
 
-from finetune.kernels.attention import is_packed
+from finetune.kernels.attention import check_window, is_packed
 from finetune.kernels.decoder_layer import DecoderLayer, Kept, Pass
 from finetune.kernels.joint_linear import lay_out
 from finetune.kernels.linear_parts import linear_parts
-from finetune.kernels.workspace import Workspace
 from finetune.kernels.loss import packed_head_inputs
 from finetune.kernels.packing import micro_batches, pack
+from finetune.kernels.workspace import Workspace
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -55,7 +55,7 @@ _FORM = {
 
 
 def _has_form(layer: Any) -> bool:
-    """Whether `layer` has a Llama's modules, of one dtype, and no window or dropout, which no try would show."""
+    """Whether `layer` has a Llama's modules, of one dtype, and no dropout, which no try would show."""
     if any({name for name, _ in layer.get_submodule(path).named_children()} != names for path, names in _FORM.items()):
         return False
     linears = [linear_parts(module) for path in ("self_attn", "mlp") for module in _linear_modules(layer, path)]
@@ -65,9 +65,14 @@ def _has_form(layer: Any) -> bool:
         and all(hasattr(norm, "variance_epsilon") for norm in norms)
         and len({parts.dtype for parts in linears if parts} | {norm.weight.dtype for norm in norms}) == 1
         and len({(parts.state is None, parts.weight.requires_grad) for parts in linears if parts}) == 1
-        and getattr(layer.self_attn, "sliding_window", None) is None
         and not getattr(layer.self_attn, "attention_dropout", 0)
     )
+
+
+def _window(attention: Any) -> int | None:
+    """Tokens that it attends to at most, which some families note in the layer, and others in the config alone."""
+    config = getattr(attention, "config", None)
+    return getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
 
 
 def _linear_modules(layer: nn.Module, path: str) -> list[nn.Module]:
@@ -106,11 +111,17 @@ def _forward(
         return own(hidden_states, attention_mask=attention_mask, position_embeddings=position_embeddings, **kwargs)
     if number == 0:
         shared.begin(hidden_states.shape[1])
-    # Under checkpointing a layer's pass is made again just before its backward pass: one set of blocks serves all.
-    again = getattr(layer, "gradient_checkpointing", False) and layer.training
     given = _given(cast(torch.Tensor, attention_mask), position_embeddings)
+    check_window(_window(layer.self_attn), max(given.lengths))
+    if getattr(layer, "gradient_checkpointing", False) and layer.training:
+        # transformers wraps the layer's own forward; made again just before its backward pass, all share one set.
+        return layer._gradient_checkpointing_func(partial(_step, shared, number, given, "any layer's"), hidden_states)
+    return _step(shared, number, given, number, hidden_states)
+
+
+def _step(shared: _Shared, number: int, given: Pass, kept_as: object, x: torch.Tensor) -> torch.Tensor:
     step = shared.steps[number]
-    return _Step.apply(hidden_states, step, given, shared, "any" if again else number, *step.parameters)
+    return _Step.apply(x, step, given, shared, kept_as, *step.parameters)
 
 
 def _given(mask: torch.Tensor, positions: tuple[torch.Tensor, torch.Tensor]) -> Pass:
@@ -132,12 +143,12 @@ class _Step(torch.autograd.Function):
         # Not on `ctx`, though it is no output: checkpointing and the count of activations see what is saved here alone.
         ctx.save_for_backward(*kept[:-1], *kept.squeezed)
         ctx.step, ctx.given, ctx.shared = step, given, shared
-        ctx.passes = None if kept_as == "any" else shared.passes
+        ctx.passes = shared.passes
         return out[None]
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        if ctx.passes not in (None, ctx.shared.passes):
+        if ctx.passes != ctx.shared.passes:
             raise RuntimeError("another pass has gone through the model before this one's backward pass")
         saved = ctx.saved_tensors
         last = len(Kept._fields) - 1
@@ -169,9 +180,7 @@ def _what_layers_do(model: PreTrainedModel | PeftModel, layers: list[nn.Module])
     known = len(cast(torch.Tensor, cast(nn.Module, model.get_input_embeddings()).weight))
     rows = [[number % known for number in numbers] for numbers in (range(40), range(7, 30))]
     seen = [_Seen() for _ in layers]
-    handles = [
-        layer.register_forward_hook(one.note, with_kwargs=True) for layer, one in zip(layers, seen, strict=True)
-    ]
+    handles = [layer.register_forward_hook(one.note, with_kwargs=True) for layer, one in zip(layers, seen, strict=True)]
     try:
         (batch,) = micro_batches(pack([{"input_ids": ids, "labels": ids} for ids in rows]), 1000)
         packed_head_inputs(model, batch)
@@ -183,6 +192,6 @@ def _what_layers_do(model: PreTrainedModel | PeftModel, layers: list[nn.Module])
 
 @torch.no_grad()
 def _is_near(step: DecoderLayer, seen: _Seen) -> bool:
-    out, _ = step.forward(seen.x, seen.given, kept="any")
+    out, _ = step.forward(seen.x, seen.given, kept="any layer's")
     difference, added = (out - seen.out).float(), (seen.out - seen.x).float()
     return bool(difference.norm() < TOLERANCE[seen.x.dtype] * added.norm())

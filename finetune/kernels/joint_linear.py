@@ -17,7 +17,6 @@ import torch
 from finetune.kernels.linear_parts import LinearParts, dequantizer
 from finetune.kernels.workspace import Workspace
 
-
 ROWS = 512
 """Rows of a product at most: for each number of rows oneDNN compiles a kernel of its own, and keeps it."""
 

@@ -74,10 +74,10 @@ def head_inputs(model: PreTrainedModel | PeftModel, *, use_cache: bool = False, 
 
 
 @lru_cache(maxsize=1)
-def _memory(words: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Room for logits, (rows, words), in `dtype` and in fp32: made once, since no other tensor of a step is so large."""
-    rows = max(1, CHUNK_BYTES // (dtype.itemsize * words * ROUND_ROWS_TO)) * ROUND_ROWS_TO
-    few = max(1, WIDE_BYTES // (4 * words))
+def _memory(size: int, words: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Room for `size` bytes of logits, (rows, words), in `dtype`, and for fewer in fp32: made once, since no other tensor of a step is so large."""
+    rows = max(1, size // (dtype.itemsize * words * ROUND_ROWS_TO)) * ROUND_ROWS_TO
+    few = min(rows, max(1, WIDE_BYTES // (4 * words)))
     return torch.empty(rows, words, dtype=dtype, device=device), torch.empty(few, words, device=device)
 
 
@@ -107,11 +107,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # Zeros behind the last row: they add nothing to any gradient, and oneDNN compiles for few numbers of rows.
         rows = pad(hidden.to(dtype), (0, 0, 0, -len(hidden) % ROUND_ROWS_TO))
         d_hidden = torch.empty_like(rows) if needs_hidden else None
-        # fp32, because many chunks add to the same numbers, and bf16 would lose what the later ones bring.
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        d_weight: torch.Tensor | None = None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias and bias is not None else None
         matrix = weight.to(dtype)
-        memory, wide = _memory(len(weight), dtype, hidden.device)
+        # A head that learns is spared sums over chunks, each as large as the head, where one chunk is enough.
+        memory, wide = _memory(CHUNK_BYTES * (1 + needs_weight), len(weight), dtype, hidden.device)
         # float64, because a batch's sum reaches thousands of nats: fp32 would round some of it off at each chunk.
         total = torch.zeros((), device=hidden.device, dtype=torch.float64)
         for start in range(0, len(rows), len(memory)):
@@ -127,8 +127,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 d_bias += logits[: len(target)].sum(0, dtype=torch.float32)
             if d_hidden is not None:
                 torch.mm(logits, matrix, out=d_hidden[start : start + len(part)])
-            if d_weight is not None:
-                d_weight += logits.t() @ part
+            if needs_weight:
+                product = logits.t() @ part
+                # fp32, once there are several: bf16 would lose what the later ones bring.
+                d_weight = product if d_weight is None else d_weight.float().add_(product)
         d_hidden = None if d_hidden is None else d_hidden[: len(hidden)]
         d_weight = None if d_weight is None else d_weight.to(weight.dtype)
         ctx.save_for_backward(d_hidden, d_weight, d_bias)

@@ -33,7 +33,6 @@ from finetune.kernels.adamw import SplitAdamW
 from finetune.kernels.loss import mean_loss, response_loss, sequence_losses
 from finetune.kernels.packing import Batch, micro_batches, pack
 from finetune.models import probe
-from finetune.training import allocator
 
 if TYPE_CHECKING:
     from accelerate.optimizer import AcceleratedOptimizer
@@ -79,7 +78,6 @@ def train(
     before = probe.outcome(model, shortest)
     columns = ["input_ids", "labels"]
     log_callback = _LogCallback(meter, log)
-    allocator.prepare(model, release_freed_memory=settings.release_freed_memory)
     with tempfile.TemporaryDirectory() as scratch, _without_input_casts(model):
         trainer = _ResponseTrainer(
             model=model,

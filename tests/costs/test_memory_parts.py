@@ -13,8 +13,8 @@ from finetune.methods import METHODS
 from finetune.models.adapters import trainable
 from finetune.models.base import load_base
 
-IDS = list(range(1, 65))
-BATCH = next(micro_batches(pack([{"input_ids": IDS, "labels": IDS}]), 1000))
+IDS = list(range(1, 129))
+BATCH = next(micro_batches(pack([{"input_ids": IDS[:64], "labels": IDS[:64]}]), 1000))
 
 
 def step(models, method: str) -> tuple[torch.nn.Module, MemoryParts]:
@@ -64,7 +64,7 @@ def test_only_a_larger_micro_batch_is_counted_anew(tiny_models):
     model = load_base(tiny_models["llama"], torch.float32).train()
     activations = Activations(model)
     seen = []
-    for count in (16, 64, 32):
+    for count in (16, 128, 32):
         rows = next(micro_batches(pack([{"input_ids": IDS[:count], "labels": IDS[:count]}]), 1000))
         with activations.watch(count):
             value = loss.response_loss(model, rows)  # held, as is what it keeps for its backward pass

@@ -101,9 +101,13 @@ def test_at_no_time_is_more_than_one_layer_of_a_4_bit_base_wide(tiny_models, tar
     model = trainable(tiny_models["llama-4bit"], METHODS["qlora"], lora).train()
     states = [getattr(q, "quant_state", None) for q in model.model.model.layers[0].parameters()]
     shapes = [state.shape for state in states if state is not None]
+    q, k, v, o, gate, up, down = shapes
+    joint = {
+        torch.Size((sum(one[0] for one in group), group[0][1])) for group in ((q, k, v), (o,), (gate, up), (down,))
+    }
     ids = list(range(1, 151))  # filled to 192 rows: no activation has the shape of a weight
     batch = next(micro_batches(pack([{"input_ids": ids, "labels": ids}]), 1000))
-    with WidenedWeights(set(shapes)) as seen:
+    with WidenedWeights({*shapes, *joint, *(torch.Size(shape[::-1]) for shape in joint)}) as seen:
         response_loss(model, batch).backward()
     width = torch.finfo(states[-1].dtype if states[-1] else torch.float32).bits // 8
     assert len(shapes) == 7

@@ -146,7 +146,7 @@ def test_another_seed_gives_another_adapter_on_the_same_data(workspace, train):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"gradient_checkpointing": True}, {"tokens_per_micro_batch": 1}, {"release_freed_memory": True}],
+    [{"gradient_checkpointing": True}, {"tokens_per_micro_batch": 1}],
     ids=str,
 )
 def test_settings_that_save_memory_learn_the_same(train, settings):
@@ -155,13 +155,24 @@ def test_settings_that_save_memory_learn_the_same(train, settings):
     assert saved["validation_loss"] == pytest.approx(plain["validation_loss"], abs=0.02)
 
 
-@pytest.mark.parametrize("method", ["qlora", "full"])
-def test_accumulated_batches_learn_as_one_large_batch_does(train, method):
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_accumulated_batches_learn_as_one_large_batch_does(workspace, train, method):
     """The loss is a mean over all response tokens of an optimizer step, however many batches they came in."""
-    whole = train("llama", method, train={"batch_size": 4, "gradient_accumulation": 1})
-    parts = train("llama", method, train={"batch_size": 1, "gradient_accumulation": 4})
-    for figure in ("train_loss", "validation_loss"):
-        assert parts[figure] == pytest.approx(whole[figure], abs=0.02)
+    answers = ["no", "yes " * 20, "red green", "one two three four five six " * 6, "up", "down"]
+    records = [{"instruction": f"Number {n}", "input": "", "output": answer} for n, answer in enumerate(answers)]
+    (workspace / "data/raw/words.json").write_text(json.dumps(records))
+    steps = {}
+    for batch, accumulated in ((4, 1), (1, 4)):
+        train(
+            "llama",
+            method,
+            data={"size": 6, "validation": 0.17, "test": 0.17},
+            train={"batch_size": batch, "gradient_accumulation": accumulated},
+        )
+        table = (workspace / "plots/live/plots/metrics/train/gradient_norm.tsv").read_text().splitlines()
+        steps[batch] = float(table[1].split()[1])
+    # Means of means, each record counting the same, would be a tenth off.
+    assert steps[1] == pytest.approx(steps[4], rel=0.03)
 
 
 def test_the_model_card_names_licences_and_no_place_on_this_machine(workspace, train, tiny_models):
