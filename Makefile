@@ -66,6 +66,7 @@ sweep: setup ## search learning rates and epochs by the validation loss: about t
 benchmark: setup ## ours beside TRL: about 45 minutes on 2 cores, after `make repro`
 	@$(PIP) --editable '.[benchmark]'
 	python benchmarks/cost.py
+	python benchmarks/decoding.py
 	python benchmarks/scale.py
 
 clean: ## remove .venv

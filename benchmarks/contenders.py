@@ -10,6 +10,7 @@ import math
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -92,22 +93,25 @@ class Result:
     held_out_loss: float
 
 
-def ours(work: Work, method: str, meter: "Meter", **train_settings) -> Result:
+def ours(work: Work, method: str, meter: "Meter") -> Result:
     """This repository's trainer."""
     from datasets import DatasetDict
 
+    from finetune.kernels.packing import longest_pass
     from finetune.models.adapters import trainable
     from finetune.models.four_bits import in_4_bits
     from finetune.training.trainer import train
 
+    p = work.settings.train
+    tokens = longest_pass(map(len, work.train["input_ids"]), p.batch_size, p.tokens_per_micro_batch)
     base = in_4_bits(Path(work.base)) if METHODS[method].quantized else work.base
-    model = trainable(base, METHODS[method], work.settings.lora)
+    model = trainable(base, METHODS[method], work.settings.lora, tokens)
     losses = []
     result = train(
         model,
         work.tokenizer,
         DatasetDict(train=work.train, validation=work.held_out),
-        settings=replace(work.settings.train, **train_settings),
+        settings=p,
         method=replace(work.settings.methods[method], epochs=1.0),
         seed=0,
         packed=True,
@@ -126,7 +130,7 @@ def trl(work: Work, method: str, meter: "Meter", *, dropout: float = 0.05, **con
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(
             model=_peer_model(work, method, torch.float32 if method == "full" else torch.bfloat16),
-            args=SFTConfig(**_common(work, method_settings, folder), max_length=None, **config),
+            args=SFTConfig(**_common(work, method_settings, folder) | dict(max_length=None) | config),
             train_dataset=work.train,
             processing_class=work.tokenizer,
             peft_config=None if method == "full" else _lora(work, dropout),
@@ -211,23 +215,41 @@ def _run(trainer, work: Work) -> Result:
     return Result(seconds, losses, held_out)
 
 
-BEST: dict[str, Any] = dict(
-    gradient_checkpointing=False, train_sampling_strategy="group_by_length", optim="adamw_torch_fused"
-)
-"""What made TRL fastest here: no activation checkpointing, and batches of like length."""
+FAST: dict[str, Any] = dict(gradient_checkpointing=False, optim="adamw_torch_fused")
+"""What made TRL faster here, whatever it does about padding: no activation checkpointing."""
 
-LEAN: dict[str, Any] = dict(tokens_per_micro_batch=256, release_freed_memory=True)
-"""Ours at its smallest short of activation checkpointing."""
+BEST: dict[str, Any] = FAST | dict(train_sampling_strategy="group_by_length")
+"""Batches of like length."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One trainer with its settings, and its colour: blue for QLoRA, orange for all parameters, ours as `METHODS` has it."""
+
+    run: Callable[[Work, "Meter"], Result]
+    color: str
+
+
+def _packed(work: Work) -> dict[str, Any]:
+    """As many tokens a batch as the others have at most, in one row."""
+    most = work.settings.train.batch_size * max(map(len, work.train["input_ids"]))
+    return FAST | dict(packing=True, max_length=most, per_device_train_batch_size=1)
+
 
 CONTENDERS = {
-    "ours qlora": lambda work, meter: ours(work, "qlora", meter),
-    "ours qlora lean": lambda work, meter: ours(work, "qlora", meter, **LEAN),
-    "ours full": lambda work, meter: ours(work, "full", meter),
-    "trl qlora": lambda work, meter: trl(work, "qlora", meter),
-    "trl qlora tuned": lambda work, meter: trl(work, "qlora", meter, dropout=0.0, **BEST),
-    "trl full": lambda work, meter: trl(work, "full", meter),
-    "trl full tuned": lambda work, meter: trl(work, "full", meter, **BEST),
-    "plain qlora": lambda work, meter: plain(work, "qlora", meter),
+    "ours qlora": Contender(lambda work, meter: ours(work, "qlora", meter), METHODS["qlora"].color),
+    "ours full": Contender(lambda work, meter: ours(work, "full", meter), METHODS["full"].color),
+    "trl qlora": Contender(lambda work, meter: trl(work, "qlora", meter), "#56B4E9"),
+    "trl qlora tuned": Contender(lambda work, meter: trl(work, "qlora", meter, dropout=0.0, **BEST), "#88CCEE"),
+    "trl qlora padding free": Contender(
+        lambda work, meter: trl(work, "qlora", meter, dropout=0.0, **FAST, padding_free=True), "#332288"
+    ),
+    "trl qlora packed": Contender(
+        lambda work, meter: trl(work, "qlora", meter, dropout=0.0, **_packed(work)), "#44AA99"
+    ),
+    "trl full": Contender(lambda work, meter: trl(work, "full", meter), "#E69F00"),
+    "trl full tuned": Contender(lambda work, meter: trl(work, "full", meter, **BEST), "#F0C75E"),
+    "plain qlora": Contender(lambda work, meter: plain(work, "qlora", meter), "#000000"),
 }
 
 
@@ -269,6 +291,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="folder of another base model with the same tokenizer")
     args = parser.parse_args()
 
+    import transformers
+
     from finetune.costs.meter import Meter, peak_process_gb
     from finetune.training import trainer  # noqa: F401  (imported before the memory baseline is taken)
 
@@ -280,7 +304,8 @@ def main() -> None:
     work = prepare(args)
     meter = Meter().start()
     floor = meter.process_gb()
-    result = CONTENDERS[args.name](work, meter)
+    transformers.set_seed(0)  # or the adapters would start otherwise from run to run
+    result = CONTENDERS[args.name].run(work, meter)
     meter.stop()
     tokens = sum(map(len, work.train["input_ids"]))
     print(

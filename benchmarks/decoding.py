@@ -2,7 +2,7 @@
 
     python benchmarks/decoding.py
 
-needs a finished `dvc repro`, takes turns and prints two ratios of answers per second: tuned model over base model, on
+needs a finished `dvc repro`, takes turns and gives two ratios of answers per second: tuned model over base model, on
 all test prompts; and ours over the seed recipe's loop, which gives one prompt at a time to peft's modules, on a few.
 `python benchmarks/decoding.py batched --prompts 32` is one of its workers, and prints one JSON line.
 """
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import workers
 
-from finetune import cli, places
+from finetune import cli, files, generated, places
 
 FEW = ("--prompts", 32, "--max_new_tokens", 48)
 """What is asked one by one, which takes about a second a prompt."""
@@ -105,20 +105,44 @@ def main() -> None:
 
 
 def compare(rounds: int) -> None:
-    """Print the two ratios."""
-    from finetune import params
+    """Take turns; print the two ratios, and put them into benchmarks/README.md and results/decoding.json."""
+    from finetune import device, params
 
     whole = ("--max_new_tokens", params.load().eval.max_new_tokens)
-    over_base, over_single = [], []
+    turns = []
     for _ in range(rounds):
-        seconds = {way: workers.run("decoding.py", way, *whole)["seconds"] for way in ("batched", "base")}
-        over_base.append(seconds["base"] / seconds["batched"])
-        print({way: round(value, 2) for way, value in seconds.items()}, file=sys.stderr, flush=True)
-        seconds = {way: workers.run("decoding.py", way, *FEW)["seconds"] for way in ("batched", "one by one")}
-        over_single.append(seconds["one by one"] / seconds["batched"])
-        print({way: round(value, 2) for way, value in seconds.items()}, file=sys.stderr, flush=True)
-    for text, values in (("the base model's", over_base), ("one by one", over_single)):
-        print(f"tuned model, answers/s over {text}: {median(values):.2f} ({min(values):.2f} to {max(values):.2f})")
+        done = {way: workers.run("decoding.py", way, *whole) for way in ("batched", "base")}
+        done |= {f"{way}, few": workers.run("decoding.py", way, *FEW) for way in ("batched", "one by one")}
+        turns.append(done)
+        print({way: round(one["seconds"], 2) for way, one in done.items()}, file=sys.stderr, flush=True)
+    results = {
+        "max_new_tokens": {"all": whole[1], "few": FEW[3]},
+        "hardware": device.describe(),
+        "versions": device.versions(),
+        "rounds": turns,
+    }
+    files.write_json(places.RESULTS / "decoding.json", results)
+    generated.put("decoding", markdown(results))
+    print(markdown(results))
+
+
+def markdown(results: dict) -> str:
+    """The two ratios, and how alike the answers are."""
+    rounds = results["rounds"]
+    few, single = rounds[0]["batched, few"]["answers"], rounds[0]["one by one, few"]["answers"]
+    same = sum(one == other for one, other in zip(few, single, strict=True))
+    lines = ["| answers/s | median (least to most) |", "|---|---:|"]
+    for text, way, other in (
+        ("our tuned model's over the base model's", "batched", "base"),
+        ("ours over the seed recipe's, one by one", "batched, few", "one by one, few"),
+    ):
+        values = [one[other]["seconds"] / one[way]["seconds"] for one in rounds]
+        lines.append(f"| {text} | {median(values):.2f} ({min(values):.2f} to {max(values):.2f}) |")
+    return "\n".join(lines) + (
+        f"\n\n{rounds[0]['batched']['examples']} test prompts, {results['max_new_tokens']['all']} new tokens at most; one by "
+        f"one {len(few)} prompts, {results['max_new_tokens']['few']} new tokens: {same} answers the same both ways. "
+        f"{len(rounds)} rounds in turn. {results['hardware']}; {results['versions']}."
+    )
 
 
 if __name__ == "__main__":

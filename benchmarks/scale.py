@@ -14,10 +14,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import workers
+from contenders import CONTENDERS
 
 from finetune import cli, files, generated, places
 
-NAMES = {"ours qlora": "#0072B2", "trl qlora": "#E69F00"}
+NAMES = {name: CONTENDERS[name].color for name in ("ours qlora", "trl qlora")}
 STEPS = 2
 
 SWEEPS = {

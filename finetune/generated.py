@@ -21,6 +21,7 @@ TABLES = {
     "sweep": Table(Path("docs/results.md"), "make sweep"),
     "errors": Table(Path("docs/errors.md"), "python -m tests.write_errors"),
     "cost": Table(Path("benchmarks/README.md"), "make benchmark"),
+    "decoding": Table(Path("benchmarks/README.md"), "make benchmark"),
     "scale": Table(Path("benchmarks/README.md"), "make benchmark"),
 }
 

@@ -152,7 +152,7 @@ class _Step(torch.autograd.Function):
             raise RuntimeError("another pass has gone through the model before this one's backward pass")
         saved = ctx.saved_tensors
         last = len(Kept._fields) - 1
-        kept = Kept(*saved[:last], saved[last:])
+        kept = Kept._make([*saved[:last], saved[last:]])
         rows = gradient[0]
         d_x = None
         if ctx.needs_input_grad[0]:

@@ -53,4 +53,5 @@ class Workspace:
 
 def _front(block: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     # No view: autograd would see all tensors of a block change with each of them.
-    return torch.empty(0, dtype=block.dtype, device=block.device).set_(block.untyped_storage(), 0, shape)
+    tensor = torch.empty(0, dtype=block.dtype, device=block.device)
+    return tensor.set_(block.untyped_storage(), 0, shape)  # type: ignore[call-overload]  # a shape alone is enough
