@@ -50,23 +50,23 @@ class DecoderLayer:
     """The step of `layer`, the one of this `number`."""
 
     def __init__(self, layer: Any, number: int, workspace: Workspace) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
+        self_attn, mlp = layer.self_attn, layer.mlp
         self.number, self._workspace = number, workspace
-        self._width, self._scaling = attention.head_dim, attention.scaling
+        self._width, self._scaling = self_attn.head_dim, self_attn.scaling
         self._first_norm = RMSNorm(layer.input_layernorm, workspace)
         self._second_norm = RMSNorm(layer.post_attention_layernorm, workspace)
         self.linears = [
             JointLinear([_parts(one) for one in modules], workspace)
             for modules in (
-                (attention.q_proj, attention.k_proj, attention.v_proj),
-                (attention.o_proj,),
+                (self_attn.q_proj, self_attn.k_proj, self_attn.v_proj),
+                (self_attn.o_proj,),
                 (mlp.gate_proj, mlp.up_proj),
                 (mlp.down_proj,),
             )
         ]
         self._qkv, self._o, self._gate_up, self._down = self.linears
-        self._key_heads = _parts(attention.k_proj).shape[0] // self._width
-        self._per_group = _parts(attention.q_proj).shape[0] // self._width // self._key_heads
+        self._key_heads = _parts(self_attn.k_proj).shape[0] // self._width
+        self._per_group = _parts(self_attn.q_proj).shape[0] // self._width // self._key_heads
 
     @property
     def parameters(self) -> list[torch.Tensor]:
