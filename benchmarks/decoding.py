@@ -13,12 +13,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import cast
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import workers
+from cost import spread
 
 from finetune import cli, files, generated, places
 
@@ -137,7 +137,7 @@ def markdown(results: dict) -> str:
         ("ours over the seed recipe's, one by one", "batched, few", "one by one, few"),
     ):
         values = [one[other]["seconds"] / one[way]["seconds"] for one in rounds]
-        lines.append(f"| {text} | {median(values):.2f} ({min(values):.2f} to {max(values):.2f}) |")
+        lines.append(f"| {text} | {spread(values, '.2f')} |")
     return "\n".join(lines) + (
         f"\n\n{rounds[0]['batched']['examples']} test prompts, {results['max_new_tokens']['all']} new tokens at most; one by "
         f"one {len(few)} prompts, {results['max_new_tokens']['few']} new tokens: {same} answers the same both ways. "
