@@ -33,6 +33,7 @@ def main() -> None:
     from finetune.evaluation import scoring
     from finetune.evaluation.generation import generate
     from finetune.kernels.loss import mean_loss, sequence_losses
+    from finetune.kernels.packing import TOKENS_PER_PASS
     from finetune.models import probe
     from finetune.models import tokenizer as tokenizers
     from finetune.models.adapters import load_tuned
@@ -61,8 +62,8 @@ def main() -> None:
 
     with device.enough_memory(_ADVICE):
         probe.check_vocabulary(model, test["input_ids"][:], tokenizer.pad_token_id)
-        probe.check(model, test["input_ids"][:])
-        losses = sequence_losses(model, test)
+        packed = probe.can_be_packed(model, test["input_ids"][:])
+        losses = sequence_losses(model, test, TOKENS_PER_PASS if packed else 1)
         scoring.check_losses(test, losses)
         answers = generate(
             model,

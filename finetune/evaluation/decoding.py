@@ -21,14 +21,11 @@ from finetune.evaluation.products import joined
 from finetune.evaluation.slots import Slots, attending_to_slots
 from finetune.kernels.attention import ROUND_ROWS_TO, mask_of
 from finetune.kernels.loss import head_inputs
-from finetune.kernels.packing import grouped
+from finetune.kernels.packing import TOKENS_PER_PASS, grouped
 from finetune.models.probe import TOLERANCE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-PREFILL_TOKENS = 1024
-"""Prompts enter end to end in passes of at most so many tokens, or alone if one is longer."""
 
 
 def tokens(
@@ -156,7 +153,7 @@ class _Decoder:
         """What the head is given after each prompt, (prompts, width)."""
         found = []
         waiting = iter(prompts)
-        for lengths in grouped(map(len, prompts), PREFILL_TOKENS):
+        for lengths in grouped(map(len, prompts), TOKENS_PER_PASS):
             self._slots.enter(lengths)
             spare = -sum(lengths) % ROUND_ROWS_TO
             ids = self._tensor([[*chain.from_iterable(islice(waiting, len(lengths))), *[0] * spare]])

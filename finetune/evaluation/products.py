@@ -18,6 +18,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from finetune.kernels.joint_adapters import JointAdapters
 from finetune.kernels.linear_parts import LinearParts, dequantizer, linear_parts
 
 if TYPE_CHECKING:
@@ -85,17 +86,10 @@ class _Group:
         self._widens = min(self._outs) > self._in
         self._input: torch.Tensor | None = None
         self._results: list[torch.Tensor | None] = []
-        adapted = [one for one in members if one.down is not None]
+        self._adapters = JointAdapters(members)
+        self._adapters.cast()
+        self._rank = self._adapters.rank
         dtype, device = members[0].dtype, members[0].weight.device
-        self._rank = sum(len(cast(torch.Tensor, one.down)) for one in adapted)
-        self._down = torch.cat([cast(torch.Tensor, one.down).to(dtype) for one in adapted]) if adapted else None
-        self._up = torch.zeros(self._out, self._rank, dtype=dtype, device=device)
-        column = row = 0
-        for one, out in zip(members, self._outs, strict=True):
-            if one.up is not None:
-                self._up[row : row + out, column : column + one.up.shape[1]] = one.up * one.scale
-                column += one.up.shape[1]
-            row += out
         biases = [getattr(one.base, "bias", None) for one in members]
         self._bias = None
         if any(bias is not None for bias in biases):
@@ -120,7 +114,7 @@ class _Group:
                 dequantizer(one, part, constants_held=True) for one, part in zip(self._members, into, strict=False)
             ]
             return
-        if len(self._members) == 1 and self._down is None:
+        if len(self._members) == 1 and not self._rank:
             self._matrix = first.weight.data.t() if isinstance(first.base, Conv1D) else first.weight.data
             return
         self._matrix = torch.empty(shape, device=first.weight.device, dtype=first.dtype)
@@ -132,8 +126,7 @@ class _Group:
         self._append_down()
 
     def _append_down(self) -> None:
-        if self._down is not None:
-            self._matrix[self._out :].copy_(self._down)
+        self._matrix[self._out :].copy_(self._adapters.down)
 
     def __call__(self, number: int, x: torch.Tensor) -> torch.Tensor:
         """What the layer of this number gives for `x`; the first that is asked computes it for all."""
@@ -165,7 +158,7 @@ class _Group:
         if self._bias is not None:
             y += self._bias[:, None]
         if self._rank:
-            y.addmm_(self._up, squeezed)
+            y.addmm_(self._adapters.up, squeezed)
         # What a layer widens goes through an activation, number by number, and is then taken as it lies by a product.
         return y.t() if self._widens else y.t().contiguous()
 
@@ -174,4 +167,4 @@ class _Group:
         y, squeezed = y[:, : self._out], y[:, self._out :]
         if self._bias is not None:
             y += self._bias
-        return torch.addmm(y, squeezed, self._up.t()) if self._rank else y
+        return torch.addmm(y, squeezed, self._adapters.up.t()) if self._rank else y

@@ -98,7 +98,7 @@ class _PackedAttention(torch.autograd.Function):
     ) -> torch.Tensor:
         (heads, tokens, width), groups = query.shape[1:], key.shape[1]
         per_group = query[0].view(groups, -1, tokens, width).transpose(1, 2)
-        q, k, v = (with_slack(x) for x in (per_group * scaling, key[0], value[0]))
+        q, k, v = (_with_slack(x) for x in (per_group * scaling, key[0], value[0]))
         out = query.new_empty(tokens, heads, width)
         attention(q, k, v, lengths, out)
         ctx.save_for_backward(q, k, v)
@@ -115,7 +115,7 @@ class _PackedAttention(torch.autograd.Function):
         return d_q, d_k[None, :, :tokens], d_v[None, :, :tokens], None, None
 
 
-def with_slack(x: torch.Tensor) -> torch.Tensor:
+def _with_slack(x: torch.Tensor) -> torch.Tensor:
     """`x` (heads, tokens, ...), contiguous, with room for the last block to be rounded up."""
     slack = x.new_zeros(len(x), ROUND_ROWS_TO, *x.shape[2:])
     return torch.cat([x, slack], 1)

@@ -36,7 +36,7 @@ def replace_decoder_layers(model: PreTrainedModel | PeftModel, layers: list[nn.M
     shared = _Shared(model.device)
     steps = [DecoderLayer(layer, number, shared.workspace) for number, layer in enumerate(layers)]
     shared.steps = steps
-    lay_out([linear for step in steps for linear in step.linears], shared.workspace)
+    lay_out([linear for step in steps for linear in step.linears])
     seen = _what_layers_do(model, layers)
     shared.begin(len(seen[0].x))
     if not all(_is_near(step, one) for step, one in zip(steps, seen, strict=True)):

@@ -1,7 +1,6 @@
 """Linear layers that are given the same rows, as one product, with their adapters as another.
 
-A LoRA layer (Hu et al. 2021, section 4.1) computes y = x Wᵀ + b + s (x Aᵀ) Bᵀ with W frozen and s = alpha / r. Here W
-and A hold the rows of all the layers, and B their blocks along its diagonal:
+W holds the rows of all the layers, A and B are as in `joint_adapters`. With g for the results' gradient:
 
     dB = s gᵀ (x Aᵀ)        dA = s (g B)ᵀ x        dx = g W + s (g B) A        or, trained whole, dW = gᵀ x
 """
@@ -9,11 +8,11 @@ and A hold the rows of all the layers, and B their blocks along its diagonal:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
 from typing import cast
 
 import torch
 
+from finetune.kernels.joint_adapters import JointAdapters
 from finetune.kernels.linear_parts import LinearParts, dequantizer
 from finetune.kernels.workspace import Workspace
 
@@ -34,12 +33,13 @@ class JointLinear:
         self._workspace = workspace
         self._matrix: torch.Tensor
         self._biases = [cast("torch.Tensor | None", getattr(one.base, "bias", None)) for one in members]
-        self._lay_out_adapters()
+        self._adapters = JointAdapters(members)
+        self.rank = self._adapters.rank
 
     @property
     def parameters(self) -> list[torch.Tensor]:
         """What is trained here, in the order of `backward`'s gradients."""
-        trained = [part for one in self._members for part in (one.down, one.up) if part is not None]
+        trained = self._adapters.parameters
         if self._trained:
             trained += [one.weight for one in self._members]
         return trained + [bias for bias in self._biases if bias is not None and bias.requires_grad]
@@ -61,20 +61,9 @@ class JointLinear:
             for one, part in zip(self._members, self._matrix.split(self._outs), strict=True):
                 one.weight.data = part
 
-    def _lay_out_adapters(self) -> None:
-        ranks = [0 if one.down is None else len(one.down) for one in self._members]
-        places = zip(self._members, _slices(ranks), _slices(self._outs), strict=True)
-        self._adapted = [place for place in places if place[0].down is not None]
-        self.rank = sum(ranks)
-        device = self._members[0].weight.device
-        self._down = torch.zeros(self.rank, self.shape[1], dtype=self.dtype, device=device)
-        self._up = torch.zeros(self.shape[0], self.rank, dtype=self.dtype, device=device)
-
     def cast_adapters(self) -> None:
-        """Take the adapters over as they are now, in the products' dtype and B scaled."""
-        for one, ranks, outs in self._adapted:
-            self._down[ranks] = cast(torch.Tensor, one.down).detach()
-            self._up[outs, ranks] = cast(torch.Tensor, one.up).detach() * one.scale
+        """Take the adapters over as they are now."""
+        self._adapters.cast()
 
     def _weights(self) -> torch.Tensor:
         if self._quantized:
@@ -89,38 +78,26 @@ class JointLinear:
             if bias is not None:
                 part.add_(bias.detach())
         if self.rank:
-            _multiply(rows, self._down.t(), squeezed)
-            _add_product(squeezed, self._up.t(), out)
-
-    @property
-    def learns(self) -> bool:
-        """Whether gradients of anything here are wanted."""
-        return bool(self.rank) or self._trained
+            _multiply(rows, self._adapters.down.t(), squeezed)
+            _add_product(squeezed, self._adapters.up.t(), out)
 
     def backward(
-        self, gradient: torch.Tensor, rows: torch.Tensor | None, squeezed: torch.Tensor, d_rows: torch.Tensor | None
+        self, gradient: torch.Tensor, rows: torch.Tensor, squeezed: torch.Tensor, d_rows: torch.Tensor | None
     ) -> list[torch.Tensor]:
-        """Gradients of `parameters`; that of the rows goes into `d_rows`, unless that is None.
-
-        `rows` may be None if nothing here `learns`.
-        """
+        """Gradients of `parameters`; that of the rows goes into `d_rows`, unless that is None."""
         grads: list[torch.Tensor] = []
-        through = _multiply(gradient, self._up, torch.empty_like(squeezed)) if self.rank else None
+        through = _multiply(gradient, self._adapters.up, torch.empty_like(squeezed)) if self.rank else None
         if through is not None:
-            d_down, d_up = _outer(through, cast(torch.Tensor, rows)), _outer(gradient, squeezed)
-            for one, ranks, outs in self._adapted:
-                down, up = cast(torch.Tensor, one.down), cast(torch.Tensor, one.up)
-                grads.append(d_down[ranks].to(down.dtype))
-                grads.append(d_up[outs, ranks].to(up.dtype).mul_(one.scale))
+            grads += self._adapters.gradients(_outer(through, rows), _outer(gradient, squeezed))
         if self._trained:
-            grads += _outer(gradient, cast(torch.Tensor, rows)).split(self._outs)
+            grads += _outer(gradient, rows).split(self._outs)
         for part, bias in zip(gradient.split(self._outs, dim=1), self._biases, strict=True):
             if bias is not None and bias.requires_grad:
                 grads.append(part.sum(0).to(bias.dtype))
         if d_rows is not None:
             _multiply(gradient, self._weights(), d_rows)
             if through is not None:
-                _add_product(through, self._down, d_rows)
+                _add_product(through, self._adapters.down, d_rows)
         return grads
 
 
@@ -150,12 +127,7 @@ def _chunks(one: torch.Tensor, other: torch.Tensor) -> Iterable[tuple[torch.Tens
     return zip(one.split(ROWS), other.split(ROWS), strict=True)
 
 
-def _slices(sizes: Iterable[int]) -> list[slice]:
-    ends = list(accumulate(sizes))
-    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def lay_out(layers: Sequence[JointLinear], workspace: Workspace) -> None:
+def lay_out(layers: Sequence[JointLinear]) -> None:
     """Give each of `layers` its matrix. The largest first: the block that they share in turn mustn't move later."""
     for layer in sorted(layers, key=lambda one: one.shape[0] * one.shape[1], reverse=True):
         layer.lay_out()

@@ -16,15 +16,11 @@ from torch import nn
 from torch.nn.functional import linear, silu
 
 from finetune.kernels.recompute import Recompute, attach
+from finetune.kernels.rms_norm import Norm
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-
-class _Norm(Protocol):
-    weight: nn.Parameter
-    variance_epsilon: float
 
 
 class _GatedMlp(Protocol):
@@ -93,7 +89,7 @@ def _product_dtype(weight: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
-def _rms_norm(module: _Norm, x: torch.Tensor) -> torch.Tensor:
+def _rms_norm(module: Norm, x: torch.Tensor) -> torch.Tensor:
     y = _RMSNorm.apply(x, module.weight, module.variance_epsilon)
     return attach(y, partial(_normed, epsilon=module.variance_epsilon), x, module.weight)
 

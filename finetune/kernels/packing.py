@@ -13,6 +13,10 @@ Batch = dict[str, torch.Tensor]
 """input_ids, labels, position_ids: (1, tokens); lengths: (sequences)."""
 
 
+TOKENS_PER_PASS = 1024
+"""Tokens of a packed pass in evaluation at most, unless a single sequence is longer."""
+
+
 def pack(rows: list[dict]) -> Batch:
     """The `rows` (input_ids, labels) end to end.
 

@@ -35,21 +35,11 @@ LEAK = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 2e-3}
 """The same for two passes of one shape, equal to the bit unless tokens share experts."""
 
 
-def check(model: Model, rows: list[list[int]]) -> None:
-    """Raise UserError if the loss here, of a sequence alone in its pass, isn't that of `model` itself.
-
-    `rows` are token ids, of which the longest and the shortest are tried.
-    """
-    with _still(model), _refusing(model):
-        short, long = _extremes(rows)
-        _check_alone(model, {short: _own_and_head(model, short), long: _own(model, long)})
-
-
 def can_be_packed(model: Model, rows: list[list[int]]) -> bool:
     """Whether sequences that share a pass come out as each does alone in `model` itself.
 
-    If they don't, because one hears of another, each can still go through alone. Raises UserError if the loss here
-    isn't that of `model` then either.
+    `rows` are token ids, of which the longest and the shortest are tried. If they don't, because one hears of another,
+    each can still go through alone. Raises UserError if the loss here isn't that of `model` then either.
     """
     with _still(model), _refusing(model):
         short, long = _extremes(rows)

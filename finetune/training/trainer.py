@@ -31,7 +31,7 @@ from finetune.device import compute_dtype, device
 from finetune.errors import UserError
 from finetune.kernels.adamw import SplitAdamW
 from finetune.kernels.loss import mean_loss, response_loss, sequence_losses
-from finetune.kernels.packing import Batch, micro_batches, pack
+from finetune.kernels.packing import Batch, longest_pass, micro_batches, pack
 from finetune.models import probe
 
 if TYPE_CHECKING:
@@ -89,9 +89,12 @@ def train(
             callbacks=[log_callback],
             optimizer_cls_and_kwargs=(SplitAdamW, {"lr": method.learning_rate, "weight_decay": settings.weight_decay}),
         )
-        trainer.log_callback, trainer.tokens_per_micro_batch = (
-            log_callback,
-            settings.tokens_per_micro_batch if packed else 1,
+        trainer.log_callback = log_callback
+        trainer.tokens_per_micro_batch = settings.tokens_per_micro_batch if packed else 1
+        # No validation pass is longer than training's longest, for which there is memory.
+        lengths = map(len, splits["train"]["input_ids"])
+        trainer.validation_tokens = (
+            longest_pass(lengths, settings.batch_size, settings.tokens_per_micro_batch) if packed else 1
         )
         trainer.activations = activations = Activations(model)
         trainer.remove_callback(PrinterCallback)
@@ -147,6 +150,7 @@ class _ResponseTrainer(Trainer):
     eval_dataset: Dataset
     log_callback: _LogCallback
     tokens_per_micro_batch: int
+    validation_tokens: int
     activations: Activations
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -180,8 +184,8 @@ class _ResponseTrainer(Trainer):
         # Not training time, or the speed of training would depend on how much is held out.
         with self.log_callback.paused():
             with self.accelerator.autocast():
-                # A sequence at a time: the loss then depends on no setting of packing, nor does the memory it takes.
-                loss = mean_loss(sequence_losses(self.model, self.eval_dataset))
+                losses = sequence_losses(self.model, self.eval_dataset, self.validation_tokens)
+                loss = mean_loss(losses)
             self.model.train()
         self.log({f"{metric_key_prefix}_loss": loss})
         return {f"{metric_key_prefix}_loss": loss}

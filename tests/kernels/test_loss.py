@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from finetune.kernels import loss
+from finetune.kernels import logits, loss
 from finetune.kernels.layers import replace_layers
 from finetune.kernels.packing import micro_batches, pack
 from finetune.models.base import load_base
@@ -92,10 +92,11 @@ def test_the_logits_of_a_whole_batch_never_exist(model, monkeypatch):
     """In training and in evaluation alike no tensor has more than a chunk's rows of the vocabulary."""
     vocabulary = model.config.vocab_size
     monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * vocabulary * 64)
+    monkeypatch.setattr(logits, "WIDE_BYTES", 4 * vocabulary * 64)
     (batch,) = micro_batches(pack(rows(vocabulary) * 3), 1000)
     with LargestRows(model.get_output_embeddings().weight) as seen:
         loss.response_loss(model, batch).backward()
-        loss.sequence_losses(model, rows(vocabulary))
+        loss.sequence_losses(model, rows(vocabulary) * 3, 1000)
     # A head that learns is given twice as many; the batch has 231 targets.
     assert seen.largest == 128
 
@@ -115,7 +116,14 @@ class LargestRows(TorchDispatchMode):
         return result
 
 
-def test_mean_over_sequences_counts_every_token_once(model):
-    losses = loss.sequence_losses(model, rows(model.config.vocab_size))
+@pytest.mark.parametrize("tokens", [1, 30, 1000])
+def test_each_sequence_has_its_loss_however_many_share_a_pass(model, monkeypatch, tokens):
+    """Also where a pass takes several chunks of logits."""
+    monkeypatch.setattr(loss, "CHUNK_BYTES", 1)
+    vocabulary = model.config.vocab_size
+    losses = loss.sequence_losses(model, rows(vocabulary), tokens)
     assert [found.tokens for found in losses] == [8, 8, 1, 60]
+    for found, row in zip(losses, rows(vocabulary), strict=True):
+        ids, labels = (torch.tensor([row[key]]) for key in ("input_ids", "labels"))
+        assert found.nats / found.tokens == pytest.approx(model(input_ids=ids, labels=labels).loss.item(), rel=1e-5)
     assert loss.mean_loss(losses) == pytest.approx(plain_loss(model).item(), rel=1e-6)

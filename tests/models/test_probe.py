@@ -108,9 +108,8 @@ def test_logits_changed_after_the_head_are_seen_whatever_the_key_is_called(tiny_
         return result
 
     monkeypatch.setattr(model, "forward", forward)
-    for examine in (probe.check, probe.can_be_packed):
-        with pytest.raises(UserError, match="change their logits after the head"):
-            examine(model, [[5, 6, 7], [8, 9]])
+    with pytest.raises(UserError, match="change their logits after the head"):
+        probe.can_be_packed(model, [[5, 6, 7], [8, 9]])
 
 
 def test_a_window_that_no_argument_tells_of_is_seen(tiny_models, monkeypatch):
@@ -124,7 +123,7 @@ def test_a_window_that_no_argument_tells_of_is_seen(tiny_models, monkeypatch):
 
     monkeypatch.setattr(probe, "_own", windowed)
     with pytest.raises(UserError, match=r"on 200 tokens .* lower data.max_length"):
-        probe.check(model, [list(range(1, 201)), [3, 4, 5]])
+        probe.can_be_packed(model, [list(range(1, 201)), [3, 4, 5]])
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
