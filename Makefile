@@ -63,11 +63,13 @@ compare: setup ## the documents' tables and plots/comparison.html of finished ex
 sweep: setup ## search learning rates and epochs by the validation loss: about two hours and a half on 2 cores
 	finetune sweep
 
-benchmark: setup ## ours beside TRL: about 45 minutes on 2 cores, after `make repro`
+benchmark: setup ## ours beside TRL, and the whole pipeline timed: about an hour on 2 cores, after `make repro`
 	@$(PIP) --editable '.[benchmark]'
 	python benchmarks/cost.py
 	python benchmarks/decoding.py
+	python benchmarks/pipeline.py
 	python benchmarks/scale.py
+	python benchmarks/targets.py
 
 clean: ## remove .venv
 	rm -rf $(VENV) *.egg-info

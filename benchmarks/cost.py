@@ -9,8 +9,6 @@ cost.png. Takes about 25 minutes on 2 cores.
 
 import argparse
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -21,9 +19,6 @@ from contenders import CONTENDERS
 
 from finetune import cli, files, generated, places
 from finetune.errors import UserError
-
-OPERATIONS = 4
-"""Per parameter and token: forward pass and the gradient of the activations. A frozen base has no gradient of its own."""
 
 
 def main() -> None:
@@ -56,7 +51,7 @@ def main() -> None:
 def markdown(results: dict) -> str:
     """The whole outcome."""
     rounds = results["rounds"]
-    return "\n\n".join([targets(rounds), runs(rounds), footnote(results)])
+    return "\n\n".join([runs(rounds), footnote(results)])
 
 
 def one_round(turn: int, args) -> dict[str, dict]:
@@ -68,57 +63,7 @@ def one_round(turn: int, args) -> dict[str, dict]:
     return done
 
 
-@dataclass(frozen=True)
-class Target:
-    """A figure to reach, computed in each round apart."""
-
-    text: str
-    bound: float
-    at_least: bool
-    value: Callable[[dict[str, dict]], float]
-
-    def row(self, rounds: list[dict]) -> str:
-        values = [self.value(one) for one in rounds]
-        middle = median(values)
-        met = middle >= self.bound if self.at_least else middle <= self.bound
-        sign = "≥" if self.at_least else "≤"
-        return f"| {self.text} | {sign} {self.bound:g} | {spread(values, '.2f')} | {'yes' if met else 'no'} |"
-
-
-def ratio(key: str, name: str, other: str) -> Callable[[dict[str, dict]], float]:
-    return lambda one: one[name][key] / one[other][key]
-
-
-def floor_share(one: dict[str, dict]) -> float:
-    """Tokens/s over what the arithmetic alone would allow at the rate measured in the same process."""
-    mine = one["ours qlora"]
-    return mine["tokens_per_second"] * OPERATIONS * mine["parameters"] / (mine["matrix_gflops"] * 1e9)
-
-
 SPEED, MEMORY = "tokens_per_second", "peak_device_gb"
-TUNED = [name for name in CONTENDERS if name.startswith("trl qlora ")]
-"""TRL's QLoRA at settings of which each was best on some machine."""
-TARGETS = (
-    Target("our QLoRA, tokens/s over TRL's QLoRA at its defaults", 4, True, ratio(SPEED, "ours qlora", "trl qlora")),
-    Target(
-        "our QLoRA, tokens/s over TRL's QLoRA at its best settings",
-        3.3,
-        True,
-        lambda one: one["ours qlora"][SPEED] / max(one[name][SPEED] for name in TUNED),
-    ),
-    Target("our QLoRA, memory over TRL's QLoRA at its defaults", 0.45, False, ratio(MEMORY, "ours qlora", "trl qlora")),
-    Target("our QLoRA, memory over our full fine-tuning", 0.33, False, ratio(MEMORY, "ours qlora", "ours full")),
-    Target("our QLoRA, time per epoch over our full fine-tuning", 0.65, False, ratio(SPEED, "ours full", "ours qlora")),
-    Target("our QLoRA, share of the arithmetic floor", 0.62, True, floor_share),
-    Target("our full fine-tuning, tokens/s over TRL's", 4, True, ratio(SPEED, "ours full", "trl full")),
-    Target("our full fine-tuning, memory over TRL's", 0.6, False, ratio(MEMORY, "ours full", "trl full")),
-)
-
-
-def targets(rounds: list[dict]) -> str:
-    """Each figure to reach, what was reached, as Markdown."""
-    lines = ["| | target | reached: median (least to most) | met |", "|---|---:|---:|---|"]
-    return "\n".join(lines + [target.row(rounds) for target in TARGETS])
 
 
 def runs(rounds: list[dict]) -> str:

@@ -2,8 +2,8 @@
 
     python benchmarks/decoding.py
 
-needs a finished `dvc repro`, takes turns and gives two ratios of answers per second: tuned model over base model, on
-all test prompts; and ours over the seed recipe's loop, which gives one prompt at a time to peft's modules, on a few.
+needs a finished `dvc repro`, takes turns and gives ratios of answers per second: tuned model over base model, on all
+test prompts; and ours over the seed recipe's loop, which gives one prompt at a time to peft's modules, on a few.
 `python benchmarks/decoding.py batched --prompts 32` is one of its workers, and prints one JSON line.
 """
 
@@ -101,11 +101,13 @@ def main() -> None:
     splits, _ = prepared.load(places.PREPARED, tokenizer)
     prompts = prepared.prompt_ids(splits["test"])[: args.prompts]
     answers, seconds = WAYS[args.way](prompts, tokenizer, base, args.max_new_tokens)
-    print(json.dumps({"way": args.way, "seconds": seconds, "examples": len(prompts), "answers": answers}))
+    tokens = sum(map(len, tokenizer(answers)["input_ids"]))
+    done = {"way": args.way, "seconds": seconds, "examples": len(prompts), "tokens": tokens, "answers": answers}
+    print(json.dumps(done))
 
 
 def compare(rounds: int) -> None:
-    """Take turns; print the two ratios, and put them into benchmarks/README.md and results/decoding.json."""
+    """Take turns; print the ratios, and put them into benchmarks/README.md and results/decoding.json."""
     from finetune import device, params
 
     whole = ("--max_new_tokens", params.load().eval.max_new_tokens)
@@ -126,17 +128,32 @@ def compare(rounds: int) -> None:
     print(markdown(results))
 
 
+def ratio(rounds: list[dict], way: str, other: str, of: str) -> list[float]:
+    """`examples` or `tokens` per second by one way over those by another, in each round."""
+    return [one[way][of] / one[way]["seconds"] * one[other]["seconds"] / one[other][of] for one in rounds]
+
+
+def over_base(rounds: list[dict]) -> list[float]:
+    """Our tuned model's answers/s over the base model's."""
+    return ratio(rounds, "batched", "base", "examples")
+
+
+def over_one_by_one(rounds: list[dict]) -> list[float]:
+    """Our answers/s over the seed recipe's, one by one."""
+    return ratio(rounds, "batched, few", "one by one, few", "examples")
+
+
 def markdown(results: dict) -> str:
-    """The two ratios, and how alike the answers are."""
+    """The ratios, and how alike the answers are."""
     rounds = results["rounds"]
     few, single = rounds[0]["batched, few"]["answers"], rounds[0]["one by one, few"]["answers"]
     same = sum(one == other for one, other in zip(few, single, strict=True))
-    lines = ["| answers/s | median (least to most) |", "|---|---:|"]
-    for text, way, other in (
-        ("our tuned model's over the base model's", "batched", "base"),
-        ("ours over the seed recipe's, one by one", "batched, few", "one by one, few"),
+    lines = ["| | median (least to most) |", "|---|---:|"]
+    for text, values in (
+        ("answers/s: our tuned model's over the base model's", over_base(rounds)),
+        ("tokens/s: our tuned model's over the base model's", ratio(rounds, "batched", "base", "tokens")),
+        ("answers/s: ours over the seed recipe's, one by one", over_one_by_one(rounds)),
     ):
-        values = [one[other]["seconds"] / one[way]["seconds"] for one in rounds]
         lines.append(f"| {text} | {spread(values, '.2f')} |")
     return "\n".join(lines) + (
         f"\n\n{rounds[0]['batched']['examples']} test prompts, {results['max_new_tokens']['all']} new tokens at most; one by "

@@ -20,8 +20,10 @@ TABLES = {
     "comparison": Table(Path("docs/results.md"), "make compare"),
     "sweep": Table(Path("docs/results.md"), "make sweep"),
     "errors": Table(Path("docs/errors.md"), "python -m tests.write_errors"),
+    "targets": Table(Path("benchmarks/README.md"), "python benchmarks/targets.py"),
     "cost": Table(Path("benchmarks/README.md"), "make benchmark"),
     "decoding": Table(Path("benchmarks/README.md"), "make benchmark"),
+    "pipeline": Table(Path("benchmarks/README.md"), "make benchmark"),
     "scale": Table(Path("benchmarks/README.md"), "make benchmark"),
 }
 

@@ -98,11 +98,18 @@ def test_the_documented_sweep_is_the_committed_one():
     assert generated.read("sweep", ROOT) == sweep.markdown(results("sweep")), "run `make sweep`"
 
 
-@pytest.mark.parametrize("name", ["cost", "decoding", "scale"])
+@pytest.mark.parametrize("name", ["cost", "decoding", "pipeline", "scale"])
 def test_the_benchmarks_tables_come_from_the_committed_runs(name, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     module = importlib.import_module(name)
     assert generated.read(name, ROOT) == module.markdown(results(name)), "run `make benchmark`"
+
+
+def test_the_table_of_targets_comes_from_the_committed_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    module = importlib.import_module("targets")
+    found = module.markdown({name: results(name) for name in module.SOURCES})
+    assert generated.read("targets", ROOT) == found, "run `python benchmarks/targets.py`"
 
 
 def documents() -> list[str]:

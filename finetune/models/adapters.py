@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
 from transformers import PreTrainedModel
 
 from finetune import params
@@ -59,8 +58,6 @@ def _adapted(folder: Path, method: Method, lora: params.Lora) -> PeftModel:
         **method.lora_options,
     )
     base.requires_grad_(False)
-    if method.quantized:
-        _keep_differentiable(base)
     check_names(base, lora.target_modules)
     try:
         model = get_peft_model(base, config)
@@ -72,15 +69,6 @@ def _adapted(folder: Path, method: Method, lora: params.Lora) -> PeftModel:
         lost.start(model, folder)
     fuse(model)
     return model
-
-
-def _keep_differentiable(model: nn.Module) -> None:
-    """On a CPU, bitsandbytes packs 4-bit weights at the first validation, for a kernel that passes no gradient on."""
-    from bitsandbytes.nn import Linear4bit
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
 
 
 def load_tuned(folder: Path, facts: dict, base: Path | str | None = None) -> PreTrainedModel | PeftModel:

@@ -57,6 +57,8 @@ def load_base(
     keep_ends_alone(model)
     if stored_in_4_bits:
         _multiply_in(model, dtype)
+    if stored_in_4_bits or quantization:
+        _keep_order(model)
     return model
 
 
@@ -98,6 +100,18 @@ def _by(shape: Iterable[int]) -> str:
 def _numberless(name: str) -> str:
     """The name of a weight, the same for each layer."""
     return re.sub(r"\d+", "#", name)
+
+
+def _keep_order(model: nn.Module) -> None:
+    """On a CPU, bitsandbytes puts 4-bit weights into another order at the first validation.
+
+    Its kernel for that order is slower than de-quantising for more than a few rows, and passes no gradient on.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _multiply_in(model: nn.Module, dtype: torch.dtype) -> None:
