@@ -51,14 +51,14 @@ def evaluated(model, prompts: list[list[int]], tokenizer, max_new_tokens: int) -
 
 
 def one_by_one(prompts: list[list[int]], tokenizer, base: Path, max_new_tokens: int) -> tuple[list[str], float]:
-    """peft's model as it is loaded, `generate` on each prompt."""
+    """peft's model as transformers and peft load it, `generate` on each prompt."""
     import torch
     from peft import PeftModel
+    from transformers import AutoModelForCausalLM
 
     from finetune.device import compute_dtype
-    from finetune.models.base import load_base
 
-    quantized = load_base(places.BASE_4BIT, compute_dtype())
+    quantized = AutoModelForCausalLM.from_pretrained(places.BASE_4BIT, dtype=compute_dtype())
     model = PeftModel.from_pretrained(quantized, places.TUNED).eval()
 
     def answer(prompt: list[int]) -> str:

@@ -61,7 +61,9 @@ def markdown(results: dict[str, dict]) -> str:
         *of_the_answers(results["decoding"]["rounds"]),
         of_the_pipeline(results["pipeline"]),
     ]
-    hardware = {name: one["hardware"] for name, one in results.items()}
+    hardware = {"race": ", ".join(race["hardware"])} | {
+        name: results[name]["hardware"] for name in ("cost", "decoding", "pipeline")
+    }
     return (
         "\n".join([*lines, *(target.row() for target in found)])
         + "\n\n"
