@@ -7,7 +7,6 @@ table, puts it into benchmarks/README.md and writes benchmarks/results/pipeline.
 """
 
 import argparse
-import json
 import os
 import re
 import subprocess
@@ -33,7 +32,7 @@ def main() -> None:
         clone = Path(folder) / "clone"
         subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
         seconds = stage_seconds(clone)
-        facts = json.loads((clone / "metrics/data.json").read_text(encoding="utf-8"))
+        facts = files.read_json(clone / places.METRICS / "data.json")
     results = {
         "seconds": seconds,
         "records": {split: facts[f"{split}_records"] for split in ("train", "validation", "test")},

@@ -7,7 +7,6 @@ cost.py, decoding.py and pipeline.py.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from cost import MEMORY, SPEED, spread
 from decoding import over_base, over_one_by_one
 
-from finetune import cli, generated, places
+from finetune import cli, files, generated, places
 
 OPERATIONS = 4
 """Per parameter and token: forward pass and the gradient of the activations. A frozen base has no gradient of its own."""
@@ -44,9 +43,7 @@ class Target:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    text = markdown(
-        {name: json.loads((places.RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in SOURCES}
-    )
+    text = markdown({name: files.read_json(places.RESULTS / f"{name}.json") for name in SOURCES})
     generated.put("targets", text)
     print(text)
 
@@ -81,9 +78,8 @@ def of_the_race(race: dict) -> Iterator[Target]:
     """Of whole default runs."""
     costs = {method: one["costs"] for method, one in race["contenders"].items()}
 
-    def held(text: str, bound: float, spread: dict) -> Target:
-        shown = f"{spread['median']:.3f} ({spread['least']:.3f} to {spread['most']:.3f})"
-        return Target(text, "≤", bound, spread["median"], shown)
+    def held(text: str, bound: float, cost: dict[str, float]) -> Target:
+        return Target(text, "≤", bound, cost["median"], spread(list(cost.values()), ".3f"))
 
     yield held("race: weights held by QLoRA (GB)", 0.115, costs["qlora"]["weights_gb"])
     yield held("race: QLoRA's peak above imports (GB)", 0.80, costs["qlora"]["peak_device_gb"])

@@ -41,8 +41,6 @@ def loaded(family: str, method: str, folder, targets="all-linear", **settings):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    for module in model.modules():
-        module.support_avx512bf16_for_cpu = False  # a 4-bit layer would multiply in bf16
     return model.train()
 
 
