@@ -1,25 +1,24 @@
 """Linear layers as generation wants them: few rows, the same weights at every token.
 
-Layers that are given the same tensor are one product, their adapters' first halves (x Aᵀ) part of it; adapters are cast
-and scaled once. Weights in 4 bits are de-quantised at each use, into one workspace for all, so that no more than the
-layers of one product are there in 16 bits at a time.
+Layers that are given the same tensor are one product; their adapters, of which there may be several, are two more,
+cast and scaled once. Weights in 4 bits are de-quantised at each use, into one workspace for all, so that no more than
+the layers of one product are there in 16 bits at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from finetune.kernels.joint_adapters import JointAdapters
-from finetune.kernels.linear_parts import LinearParts, dequantizer, linear_parts
+from finetune.evaluation.routes import OWN, HeldAdapters, Route
+from finetune.kernels.linear_parts import Adapter, LinearParts, dequantizer, is_lora, linear_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,8 +27,43 @@ FEW = 256
 """Rows up to which a product is arranged for its weights; above, for its rows."""
 
 
+class Joined:
+    """A model's joined layers, and the adapters beside them. Passes take the model's own adapter, until one is sent."""
+
+    def __init__(self, groups: Sequence[_Group], names: Mapping[nn.Module, str]) -> None:
+        self._groups, self._names = groups, names
+        self._sent: list[str | None] = []
+        self.send([OWN])
+
+    def hold(self, name: str, adapter: Mapping[str, Adapter]) -> None:
+        """Hold an adapter beside the others: (path of a layer in the model: its part).
+
+        Raises ValueError if a part fits no joined layer. Nothing is held then.
+        """
+        shapes = {self._names[one.layer]: one.shape for group in self._groups for one in group.members}
+        for path, part in adapter.items():
+            given = len(part.up), part.down.shape[1]
+            if shapes.get(path) != given:
+                raise ValueError(f"{path} is {given[0]} x {given[1]} in the adapter, and by the model {shapes.get(path)}")
+        for group in self._groups:
+            group.held.hold(name, [adapter.get(self._names[one.layer]) for one in group.members])
+
+    def drop(self, name: str) -> None:
+        """Forget the adapter called `name`."""
+        for group in self._groups:
+            group.held.drop(name)
+
+    def send(self, rows: Sequence[str | None]) -> None:
+        """The next passes' rows take these adapters (None: the base alone); a single name goes for all rows."""
+        if self._sent == rows:
+            return
+        self._sent, route = list(rows), Route(rows)
+        for group in self._groups:
+            group.route = route
+
+
 @contextmanager
-def joined(model: PreTrainedModel, run: Callable[[], object]) -> Iterator[None]:
+def joined(model: PreTrainedModel, run: Callable[[], object]) -> Iterator[Joined]:
     """Linear layers of `model` are joined within the block, by what `run` (a pass of the model) shows them to be given."""
     groups = [_Group(members) for members in _sharing_inputs(model, run)]
     sizes = [group.size for group in groups if group.quantized]
@@ -40,7 +74,7 @@ def joined(model: PreTrainedModel, run: Callable[[], object]) -> Iterator[None]:
             group.join(workspaces, max(sizes, default=0))
             for number, layer in enumerate(group.layers):
                 layer.forward = partial(group, number)
-        yield
+        yield Joined(groups, {module: name for name, module in model.named_modules()})
     finally:
         for layer, forward in before.items():
             if forward is None:
@@ -52,8 +86,8 @@ def joined(model: PreTrainedModel, run: Callable[[], object]) -> Iterator[None]:
 def _sharing_inputs(model: PreTrainedModel, run: Callable[[], object]) -> list[list[LinearParts]]:
     """The linear layers that `run` calls, but the head; those given the same tensor, one after another, together."""
     head = model.get_output_embeddings()
-    adapted = {layer for layer in model.modules() if isinstance(layer, LoraLayer)}
-    inside = {part for layer in adapted for part in cast(nn.Module, layer).modules()} - adapted
+    adapted: set[nn.Module] = {layer for layer in model.modules() if is_lora(layer)}
+    inside = {part for layer in adapted for part in layer.modules()} - adapted
     linear = {layer: linear_parts(layer) for layer in model.modules() if layer is not head and layer not in inside}
     called: list[tuple[LinearParts, torch.Tensor]] = []
 
@@ -80,15 +114,14 @@ class _Group:
     def __init__(self, members: list[LinearParts]) -> None:
         self.layers = [one.layer for one in members]
         self.quantized = members[0].state is not None
-        self._members = members
+        self.members = members
+        self.held = HeldAdapters(members)
+        self.route: Route
         self._outs = [one.shape[0] for one in members]
         self._out, self._in = sum(self._outs), members[0].shape[1]
         self._widens = min(self._outs) > self._in
         self._input: torch.Tensor | None = None
         self._results: list[torch.Tensor | None] = []
-        self._adapters = JointAdapters(members)
-        self._adapters.cast()
-        self._rank = self._adapters.rank
         dtype, device = members[0].dtype, members[0].weight.device
         biases = [getattr(one.base, "bias", None) for one in members]
         self._bias = None
@@ -98,35 +131,31 @@ class _Group:
 
     @property
     def size(self) -> int:
-        return (self._out + self._rank) * self._in
+        return self._out * self._in
 
     def join(self, workspaces: dict[tuple[torch.device, torch.dtype], torch.Tensor], largest: int) -> None:
-        """Lay the weights out as one matrix, (out + rank, in): now, or in a workspace at each use."""
-        first = self._members[0]
-        shape = (self._out + self._rank, self._in)
+        """Lay the weights out as one matrix, (out, in): now, or in a workspace at each use."""
+        first = self.members[0]
+        shape = (self._out, self._in)
         if self.quantized:
             key = first.weight.device, first.dtype
             if key not in workspaces:
                 workspaces[key] = torch.empty(largest, device=key[0], dtype=key[1])
             self._matrix = workspaces[key][: self.size].view(shape)
-            into = self._matrix.split([*self._outs, self._rank])
+            into = self._matrix.split(self._outs)
             self._fill = [
-                dequantizer(one, part, constants_held=True) for one, part in zip(self._members, into, strict=False)
+                dequantizer(one, part, constants_held=True) for one, part in zip(self.members, into, strict=True)
             ]
             return
-        if len(self._members) == 1 and not self._rank:
+        if len(self.members) == 1:
             self._matrix = first.weight.data.t() if isinstance(first.base, Conv1D) else first.weight.data
             return
         self._matrix = torch.empty(shape, device=first.weight.device, dtype=first.dtype)
-        for one, part in zip(self._members, self._matrix.split([*self._outs, self._rank]), strict=False):
+        for one, part in zip(self.members, self._matrix.split(self._outs), strict=True):
             # The layer's own weight is now a part of the matrix, so that it isn't held twice.
             if isinstance(one.base, Conv1D):
                 part = part.t()
             one.weight.data = part.copy_(one.weight.data)
-        self._append_down()
-
-    def _append_down(self) -> None:
-        self._matrix[self._out :].copy_(self._adapters.down)
 
     def __call__(self, number: int, x: torch.Tensor) -> torch.Tensor:
         """What the layer of this number gives for `x`; the first that is asked computes it for all."""
@@ -144,7 +173,6 @@ class _Group:
         if self.quantized:
             for fill in self._fill:
                 fill()
-            self._append_down()
         rows = x.reshape(-1, self._in).to(self._matrix.dtype)
         y = self._few(rows) if len(rows) <= FEW else self._many(rows)
         for part in y.split(self._outs, dim=1):
@@ -154,17 +182,21 @@ class _Group:
         # Weights first: as they lie they are the left side of a product; on its right a CPU copies them into another
         # order at each use, which for few rows takes as long as the product.
         y = torch.mm(self._matrix, rows.t())
-        y, squeezed = y[: self._out], y[self._out :]
         if self._bias is not None:
             y += self._bias[:, None]
-        if self._rank:
-            y.addmm_(self._adapters.up, squeezed)
+        taken = self.held.taken(self.route)
+        if taken:
+            squeezed = torch.mm(taken.down, rows.t())
+            y.addmm_(taken.up, squeezed if taken.mask is None else squeezed.mul_(taken.mask.t()))
         # What a layer widens goes through an activation, number by number, and is then taken as it lies by a product.
         return y.t() if self._widens else y.t().contiguous()
 
     def _many(self, rows: torch.Tensor) -> torch.Tensor:
         y = torch.mm(rows, self._matrix.t())
-        y, squeezed = y[:, : self._out], y[:, self._out :]
         if self._bias is not None:
             y += self._bias
-        return torch.addmm(y, squeezed, self._adapters.up.t()) if self._rank else y
+        taken = self.held.taken(self.route)
+        if taken:
+            squeezed = torch.mm(rows, taken.down.t())
+            y.addmm_(squeezed if taken.mask is None else squeezed.mul_(taken.mask), taken.up.t())
+        return y

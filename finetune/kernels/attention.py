@@ -22,7 +22,7 @@ ATTENTION_NAME = "packed"
 """What `attn_implementation` is called when a model is loaded."""
 
 QUERY_BLOCK = 256
-"""Queries whose probabilities are held at a time: 128 x 256 keys x 9 heads in bf16 fit a 1 MB cache."""
+"""Queries whose probabilities are held at a time: 256 x 256 keys x 9 heads in bf16 are about 1 MB."""
 
 ROUND_ROWS_TO = 64
 """Rows are rounded up to a multiple of this: oneDNN compiles a kernel for each new shape, and keeps it."""

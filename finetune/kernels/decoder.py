@@ -107,7 +107,7 @@ def _forward(
     position_embeddings: tuple[torch.Tensor, torch.Tensor],
     **kwargs: Any,
 ) -> torch.Tensor:
-    if not is_packed(attention_mask):
+    if not is_packed(attention_mask) or not all(linear.is_current for linear in shared.steps[number].linears):
         return own(hidden_states, attention_mask=attention_mask, position_embeddings=position_embeddings, **kwargs)
     if number == 0:
         shared.begin(hidden_states.shape[1])

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 
 from finetune.kernels.joint_adapters import JointAdapters
-from finetune.kernels.linear_parts import LinearParts, dequantizer
+from finetune.kernels.linear_parts import LinearParts, adds_still, dequantizer
 from finetune.kernels.workspace import Workspace
 
 ROWS = 512
@@ -35,6 +35,11 @@ class JointLinear:
         self._biases = [cast("torch.Tensor | None", getattr(one.base, "bias", None)) for one in members]
         self._adapters = JointAdapters(members)
         self.rank = self._adapters.rank
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the layers still add the adapters they had: peft may have disabled, merged or switched them."""
+        return all(adds_still(one.layer, one.adapter) for one in self._members)
 
     @property
     def parameters(self) -> list[torch.Tensor]:

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What LoRA adds to a layer's results: scale (x downᵀ) upᵀ."""
+
+    down: torch.Tensor
+    """A, (rank, in), as it is trained."""
+    up: torch.Tensor
+    """B, (out, rank)."""
+    scale: float
 
 
 @dataclass(frozen=True)
 class LinearParts:
-    """A layer's parts: y = x Wᵀ + bias, and the adapter's s (x Aᵀ) Bᵀ."""
+    """A layer's parts: y = x Wᵀ + bias, and what the adapter adds."""
 
     layer: nn.Module
     base: nn.Module
     weight: nn.Parameter
-    down: torch.Tensor | None = None
-    """A, (rank, in), as it is trained."""
-    up: torch.Tensor | None = None
-    """B, (out, rank)."""
-    scale: float = 1.0
+    adapter: Adapter | None = None
 
     @property
     def state(self) -> Any:
@@ -49,23 +59,51 @@ class LinearParts:
 
 def linear_parts(layer: nn.Module) -> LinearParts | None:
     """The parts of a linear layer; None if it is none, or one whose form only its own code knows."""
-    base, adapter = layer, {}
-    if isinstance(layer, LoraLayer):
-        if "forward" not in vars(layer):  # not fused: dropout, DoRA, biases
+    base, adapter = layer, None
+    if is_lora(layer):
+        base, adapter = layer.get_base_layer(), plain_adapter(layer)
+        if adapter is None:
             return None
-        (name,) = layer.active_adapters
-        base = layer.get_base_layer()
-        adapter = {
-            "down": layer.lora_A[name].weight,
-            "up": layer.lora_B[name].weight,
-            "scale": layer.scaling[name],
-        }
     weight = getattr(base, "weight", None)
     state = getattr(weight, "quant_state", None)
     # On a CPU bitsandbytes may have put the blocks in an order of its own.
     if getattr(state, "packing_format_for_cpu", False) or (state is None and type(base) not in (nn.Linear, Conv1D)):
         return None
-    return LinearParts(layer, base, cast(nn.Parameter, weight), **adapter)
+    return LinearParts(layer, base, cast(nn.Parameter, weight), adapter)
+
+
+def is_lora(layer: nn.Module) -> TypeGuard[LoraLayer]:
+    """Whether peft has put adapters on the layer."""
+    # Where nobody has imported peft, no model has its layers; its import takes a second.
+    lora = sys.modules.get("peft.tuners.lora")
+    return lora is not None and isinstance(layer, lora.LoraLayer)
+
+
+def plain_adapter(layer: LoraLayer) -> Adapter | None:
+    """The one adapter that a layer of peft's adds; None if it does anything else now.
+
+    That is: adapters disabled, merged or several, dropout, DoRA, biases, several experts' matrices in one tensor.
+    """
+    names = layer.active_adapters
+    if layer.disable_adapters or layer.merged or len(names) != 1 or hasattr(layer, "parameter_name"):
+        return None
+    (name,) = names
+    if (
+        name not in layer.lora_A
+        or not isinstance(layer.lora_dropout[name], nn.Identity)
+        or layer.use_dora[name]
+        or layer.lora_bias[name]
+    ):
+        return None
+    return Adapter(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
+
+
+def adds_still(layer: nn.Module, adapter: Adapter | None) -> bool:
+    """Whether `adapter` (None: none) is what the layer adds to its base's results now."""
+    if adapter is None or not is_lora(layer):
+        return not is_lora(layer)
+    now = plain_adapter(layer)
+    return now is not None and now.down is adapter.down and now.up is adapter.up and now.scale == adapter.scale
 
 
 def dequantizer(one: LinearParts, out: torch.Tensor, *, constants_held: bool) -> Callable[[], object]:

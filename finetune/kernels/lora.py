@@ -13,33 +13,23 @@ from typing import Any, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from finetune.kernels.layers import linear_input
+from finetune.kernels.linear_parts import is_lora, plain_adapter
 
 
 def fuse(model: nn.Module) -> None:
     """Give every plain LoRA layer of a peft `model` the fused step. A layer with dropout, DoRA or biases is left alone.
 
-    A 4-bit base weight is de-quantised at each use, twice a step, and dropped at once.
+    So is any layer while its adapters are disabled, merged, or mixed in a batch: it then does what peft does. A 4-bit
+    base weight is de-quantised at each use, twice a step, and dropped at once.
     """
     for layer in model.modules():
-        if isinstance(layer, LoraLayer) and _is_plain(layer):
-            layer.forward = partial(_forward, layer, _frozen_weight(layer.get_base_layer()))
-
-
-def _is_plain(layer: LoraLayer) -> bool:
-    (name,) = layer.active_adapters
-    return (
-        not isinstance(layer, ParamWrapper)  # several experts' matrices in one tensor
-        and name in layer.lora_A
-        and isinstance(layer.lora_dropout[name], nn.Identity)
-        and not layer.use_dora[name]
-        and not layer.lora_bias[name]
-    )
+        if is_lora(layer) and plain_adapter(layer) is not None:
+            layer.forward = partial(_forward, layer)
 
 
 def _frozen_weight(base: nn.Module) -> Callable[[], torch.Tensor]:
@@ -54,16 +44,13 @@ def _frozen_weight(base: nn.Module) -> Callable[[], torch.Tensor]:
     return partial(dequantize_4bit, parameter.data, state)
 
 
-def _forward(layer: LoraLayer, weight: Callable[[], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    (name,) = layer.active_adapters
-    return _LoraLinear.apply(
-        x,
-        weight,
-        layer.get_base_layer().bias,
-        layer.lora_A[name].weight,
-        layer.lora_B[name].weight,
-        layer.scaling[name],
-    )
+def _forward(layer: LoraLayer, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    # peft names an adapter for each row where a batch mixes them.
+    adapter = None if args or kwargs else plain_adapter(layer)
+    if adapter is None:
+        return type(layer).forward(layer, x, *args, **kwargs)
+    base = layer.get_base_layer()
+    return _LoraLinear.apply(x, _frozen_weight(base), base.bias, adapter.down, adapter.up, adapter.scale)
 
 
 class _LoraLinear(torch.autograd.Function):

@@ -1,0 +1,94 @@
+"""Adapters beside the layers of one product, and which of them each row of a pass takes.
+
+All that are held lie end to end in two matrices, as in `kernels.joint_adapters`. Rows of one adapter take a part of both
+as it lies; where a batch mixes adapters, one product serves all its rows, and a mask puts zeros where x Aᵀ is another's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from finetune.kernels.joint_adapters import JointAdapters
+from finetune.kernels.linear_parts import Adapter, LinearParts
+
+OWN = "own"
+"""The adapter that peft has put into the model itself."""
+
+
+class Taken(NamedTuple):
+    """What a pass takes of the adapters held."""
+
+    down: torch.Tensor
+    """A, (ranks, in)."""
+    up: torch.Tensor
+    """B, scaled, (out, ranks)."""
+    mask: torch.Tensor | None
+    """(rows, ranks); None where every row takes all."""
+
+
+class Route:
+    """The adapter of each row of a pass, by name; None is the base alone."""
+
+    def __init__(self, rows: Sequence[str | None]) -> None:
+        self.used = [name for name in dict.fromkeys(rows) if name is not None]
+        self.mixed = len(set(rows)) > 1
+        self._rows = rows
+        self._masks: dict[tuple[object, ...], torch.Tensor] = {}
+
+    def mask(self, owners: Sequence[str], like: torch.Tensor) -> torch.Tensor:
+        """(rows, columns): 1 where the row's adapter owns the column, else 0."""
+        key = (*owners, like.dtype, like.device)
+        if key not in self._masks:
+            numbers = {name: number for number, name in enumerate(dict.fromkeys([*owners, *self._rows]))}
+            rows, columns = (torch.tensor([numbers[name] for name in names]) for names in (self._rows, owners))
+            self._masks[key] = (rows[:, None] == columns).to(like)
+        return self._masks[key]
+
+
+class HeldAdapters:
+    """The adapters of layers that are given the same rows."""
+
+    def __init__(self, members: Sequence[LinearParts]) -> None:
+        """Holds the layers' own, if they have some, as `OWN`."""
+        self._members = members
+        none = JointAdapters(members, [None] * len(members))
+        self._down, self._up = none.down, none.up
+        self._owners: list[str] = []
+        self._last: tuple[Route, Taken | None] | None = None
+        if any(one.adapter is not None for one in members):
+            self.hold(OWN, [one.adapter for one in members])
+
+    def hold(self, name: str, adapters: Sequence[Adapter | None]) -> None:
+        """Add an adapter: its part for each of the layers."""
+        joint = JointAdapters(self._members, adapters)
+        joint.cast()
+        self._down = torch.cat([self._down, joint.down])
+        self._up = torch.cat([self._up, joint.up], dim=1)
+        self._owners += [name] * joint.rank
+        self._last = None
+
+    def drop(self, name: str) -> None:
+        """Forget an adapter."""
+        kept = torch.tensor([index for index, owner in enumerate(self._owners) if owner != name], dtype=torch.long)
+        self._down, self._up = (
+            matrix.index_select(dim, kept.to(matrix.device)) for dim, matrix in enumerate((self._down, self._up))
+        )
+        self._owners = [owner for owner in self._owners if owner != name]
+        self._last = None
+
+    def taken(self, route: Route) -> Taken | None:
+        """What `route` takes of those held; None where no row takes any."""
+        if self._last is None or self._last[0] is not route:
+            self._last = route, self._taken(route)
+        return self._last[1]
+
+    def _taken(self, route: Route) -> Taken | None:
+        places = [index for index, owner in enumerate(self._owners) if owner in route.used]
+        if not places:
+            return None
+        part = slice(places[0], places[-1] + 1)
+        mask = route.mask(self._owners[part], self._down) if route.mixed else None
+        return Taken(self._down[part], self._up[:, part], mask)
