@@ -14,6 +14,9 @@ from finetune.methods import METHODS
 
 _LONGEST_REFUSAL = 300
 
+CHECKPOINTS = "an experiment, a Git revision, a registered version, a folder, or workspace (the last run's)"
+"""What names a fine-tuned model."""
+
 
 def run(main: Callable[[], None], stdout_is_the_result: bool = False) -> None:
     """Call `main` in the repository's root, libraries kept quiet. However it ends, one sentence says so (`endings`)."""
@@ -26,8 +29,8 @@ def run(main: Callable[[], None], stdout_is_the_result: bool = False) -> None:
         main()
 
 
-def _source(name: str) -> str:
-    """A source's name, which may be a path from where the user stands."""
+def source(name: str) -> str:
+    """The name of a model or of data, which may be a path from where the user stands."""
     if not name.strip():
         raise argparse.ArgumentTypeError("is empty; give a name or a path")
     try:
@@ -44,13 +47,20 @@ def folder(text: str) -> Path:
     return places.given(text)
 
 
+def count(text: str) -> int:
+    """A number of things, 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {quoted(text)}")
+    return int(text)
+
+
 _FLAGS: dict[str, dict[str, Any]] = {
     "--size": dict(type=int, metavar="N", help="records to sample (data.size)"),
     "--method": dict(metavar="NAME", help=f"{', '.join(METHODS)} (method)"),
     "--model_name": dict(
-        type=_source, metavar="NAME", help="base model: catalogue name, hub id or folder (model.source)"
+        type=source, metavar="NAME", help="base model: catalogue name, hub id or folder (model.source)"
     ),
-    "--dataset": dict(type=_source, metavar="PATH", help="data to read instead of the pipeline's"),
+    "--dataset": dict(type=source, metavar="PATH", help="data to read instead of the pipeline's"),
     "--ckpt": dict(type=folder, default=places.TUNED, metavar="DIR", help="fine-tuned model (default: %(default)s)"),
     "--out_dir": dict(
         type=folder, metavar="DIR", help="write everything into this folder instead of the pipeline's places"

@@ -1,8 +1,8 @@
-"""`finetune infer` under the name that the seed project gave it: `python stages/infer.py --prompt …`."""
+"""`finetune chat` under the name that the seed project gave it: `python stages/infer.py --prompt …`."""
 
 import sys
 
 from finetune.commands.main import main
 
 if __name__ == "__main__":
-    main(["infer", *sys.argv[1:]])
+    main(["chat", *sys.argv[1:]])

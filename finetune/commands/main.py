@@ -8,7 +8,7 @@ from importlib import import_module
 from finetune import cli
 
 COMMANDS = {
-    "infer": "stream an answer to a prompt from a fine-tuned model",
+    "chat": "talk to a fine-tuned model: a conversation, one prompt, or a file of them",
     "compare": "compare DVC experiments, or show the last run: scores with intervals, costs, a verdict",
     "sweep": "search each method's learning rate and epochs by the validation loss",
 }

@@ -60,14 +60,16 @@ class Template:
             for (start, end), ids in zip(pairwise(cuts), self._ids(pieces, cuts[1:]), strict=True)
         ]
 
-    def question_ids(self, instruction: str, context: str = "") -> list[int]:
-        """Token ids of a question, up to where its answer starts. Raises UserError if the template can't render it."""
-        turns = [Turn("user", instruction, context)]
+    def question_ids(self, turns: Sequence[Turn]) -> list[int]:
+        """Token ids of a conversation that ends in a question, up to where its answer starts.
+
+        Raises UserError if the template can't render it.
+        """
         try:
             pieces = self._chat.pieces(turns, answer_next=True) if self._chat else self._alpaca(turns)
             return token_ids(self._tokenizer, pieces, self._marks, start=self._chat is None)
         except Refused as refused:
-            raise UserError(f"--prompt: the model can't take it: {refused}") from None
+            raise UserError(f"the model can't take this prompt: {refused}") from None
 
     def _alpaca(self, turns: Sequence[Turn]) -> list[Piece]:
         if not alpaca.alternate([*turns, Turn("assistant", "")] if turns[-1].role == "user" else turns):

@@ -65,7 +65,9 @@ def tokens(
 
 
 @contextmanager
-def prepared(model: PreTrainedModel | PeftModel, prompts: list[list[int]], max_new_tokens: int) -> Iterator[Joined | None]:
+def prepared(
+    model: PreTrainedModel | PeftModel, prompts: list[list[int]], max_new_tokens: int
+) -> Iterator[Joined | None]:
     """Make `model` ready for `Decoder` within the block; None, and nothing changed, if its own answers would be others.
 
     It is tried on the longest and the shortest of `prompts`, as long as the answers can make them.

@@ -35,8 +35,8 @@ class Joined:
         self._sent: list[str | None] = []
         self.send([OWN])
 
-    def hold(self, name: str, adapter: Mapping[str, Adapter]) -> None:
-        """Hold an adapter beside the others: (path of a layer in the model: its part).
+    def hold(self, name: str, adapter: Mapping[str, Adapter]) -> int:
+        """Hold an adapter beside the others: (path of a layer in the model: its part). Returns the bytes that it takes.
 
         Raises ValueError if a part fits no joined layer. Nothing is held then.
         """
@@ -44,9 +44,13 @@ class Joined:
         for path, part in adapter.items():
             given = len(part.up), part.down.shape[1]
             if shapes.get(path) != given:
-                raise ValueError(f"{path} is {given[0]} x {given[1]} in the adapter, and by the model {shapes.get(path)}")
-        for group in self._groups:
+                raise ValueError(
+                    f"{path} is {given[0]} x {given[1]} in the adapter, and by the model {shapes.get(path)}"
+                )
+        return sum(
             group.held.hold(name, [adapter.get(self._names[one.layer]) for one in group.members])
+            for group in self._groups
+        )
 
     def drop(self, name: str) -> None:
         """Forget the adapter called `name`."""

@@ -61,14 +61,15 @@ class HeldAdapters:
         if any(one.adapter is not None for one in members):
             self.hold(OWN, [one.adapter for one in members])
 
-    def hold(self, name: str, adapters: Sequence[Adapter | None]) -> None:
-        """Add an adapter: its part for each of the layers."""
+    def hold(self, name: str, adapters: Sequence[Adapter | None]) -> int:
+        """Add an adapter: its part for each of the layers. Returns the bytes that it takes."""
         joint = JointAdapters(self._members, adapters)
         joint.cast()
         self._down = torch.cat([self._down, joint.down])
         self._up = torch.cat([self._up, joint.up], dim=1)
         self._owners += [name] * joint.rank
         self._last = None
+        return joint.down.nbytes + joint.up.nbytes
 
     def drop(self, name: str) -> None:
         """Forget an adapter."""

@@ -125,7 +125,7 @@ def test_however_a_template_asks_for_the_date_it_stands_still(smollm2, way, text
     template = Template("chat", tokenizer)
     prompt = template.stretches(TURNS)[0].text
     assert prompt.startswith(f"{text}|<|im_start|>user\nHi.")
-    assert tokenizer.decode(template.question_ids("Hi.")) == prompt
+    assert tokenizer.decode(template.question_ids([Turn("user", "Hi.")])) == prompt
 
 
 def under(chat_template: str | dict[str, str], model: Path, folder: Path) -> Path:

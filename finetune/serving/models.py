@@ -1,0 +1,181 @@
+"""Fine-tuned models in memory, each under the name that the user gave: adapters over one base where they can share it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from finetune.data.prompts import Template
+from finetune.data.turns import Turn
+from finetune.device import compute_dtype
+from finetune.errors import UserError
+from finetune.evaluation.decoding import prepared
+from finetune.evaluation.products import Joined
+from finetune.evaluation.routes import OWN
+from finetune.evaluation.slots import GROWTH
+from finetune.methods import METHODS
+from finetune.models import tokenizer as tokenizers
+from finetune.models.base import load_base
+from finetune.models.ends import end_tokens
+from finetune.models.fingerprint import check_base, fingerprint
+from finetune.models.four_bits import in_4_bits
+from finetune.models.saved import read_facts
+from finetune.serving.adapter_file import is_plain, read_adapter
+from finetune.serving.checkpoints import Checkpoint, find
+from finetune.serving.engine import Engine, Request
+from finetune.serving.sampling import Sampling
+from finetune.serving.text import TextStream
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BASE = "base"
+"""What the untouched base model is called."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that answers under a name."""
+
+    name: str
+    engine: Engine
+    adapter: str | None
+    """Of those that the engine's model holds, which may be its own; None: the base alone."""
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    ends: Collection[int]
+    positions: int | None
+    """Tokens that prompt and answer may have together; None: any number."""
+    gigabytes: float
+    """Memory that it takes beside what it shares with others (10^9 bytes)."""
+
+    def request(self, turns: Sequence[Turn], sampling: Sampling, max_new_tokens: int) -> Request:
+        """What to submit to the engine. Raises UserError for an empty prompt, or one that doesn't fit the model."""
+        if not turns or not turns[-1].content.strip():
+            raise UserError("the prompt holds no instruction; write what the model shall do")
+        ids = self.template.question_ids(turns)
+        if self.positions and len(ids) + max_new_tokens > self.positions:
+            raise UserError(
+                f"{max_new_tokens} tokens after a prompt of {len(ids)} are more than the {self.positions} positions of "
+                f"{self.name}; lower max_new_tokens, shorten the prompt, or in a chat /reset"
+            )
+        return Request(ids, max_new_tokens, self.ends, self.adapter, sampling)
+
+    def text(self) -> TextStream:
+        """What turns an answer's tokens into text."""
+        return TextStream(self.tokenizer, self.ends)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A model in memory."""
+
+    model: PreTrainedModel | PeftModel
+    engine: Engine
+    layers: Joined | None
+
+
+class Models:
+    """The models that answer, by name."""
+
+    def __init__(self, slots: int) -> None:
+        """Each base model answers `slots` requests at a time at most."""
+        self._slots = slots
+        self._served: dict[str, Served] = {}
+        self._bases: dict[str, _Loaded] = {}
+        self._number = count(1)
+        self._open = ExitStack()  # what is joined stays so as long as the process lives
+
+    @property
+    def names(self) -> list[str]:
+        """Of all models, in the order in which they were added."""
+        return list(self._served)
+
+    @property
+    def engines(self) -> list[Engine]:
+        """One for each model in memory."""
+        return list({id(one.engine): one.engine for one in self._served.values()}.values())
+
+    def __getitem__(self, name: str) -> Served:
+        """Raises UserError if there is none of this name."""
+        if name not in self._served:
+            raise UserError(f"{name}: no model of this name here; there are {', '.join(self._served) or 'none'}")
+        return self._served[name]
+
+    def add(self, name: str) -> Served:
+        """Load the checkpoint called `name` (`checkpoints.find`), unless it is there already.
+
+        The base of the first adapter is there as well from then on, as `BASE`. Raises UserError if there is no such
+        checkpoint, or if it can't be loaded, as over another base than it was trained on.
+        """
+        if name in self._served:
+            return self._served[name]
+        checkpoint = find(name)
+        facts = read_facts(checkpoint.folder)
+        tokenizer = tokenizers.load(checkpoint.folder)
+        template = Template(facts["template"], tokenizer)
+        shared = self._over_base(checkpoint, facts, template)
+        loaded, adapter, gigabytes = shared or self._whole(checkpoint, facts, template)
+        ends = {tokenizer.eos_token_id, *end_tokens(loaded.model), *(facts.get("end_tokens") or [])}
+        parts = loaded.engine, tokenizer, template, ends, _positions(loaded.model)
+        engine, *rest = parts
+        if shared and BASE not in self._served:
+            self._served[BASE] = Served(BASE, engine, None, *rest, gigabytes=_gigabytes(loaded.model))
+        self._served[name] = Served(name, engine, adapter, *rest, gigabytes=gigabytes)
+        return self._served[name]
+
+    def _over_base(self, checkpoint: Checkpoint, facts: dict, template: Template) -> tuple[_Loaded, str, float] | None:
+        """The base with the checkpoint's adapter over it; None if it is no adapter that can share its base."""
+        method = METHODS[facts["method"]]
+        if not method.adapters or not is_plain(checkpoint.folder):
+            return None
+        folder = checkpoint.base or Path(facts["base"])
+        folder = in_4_bits(folder) if method.quantized else folder
+        check_base(checkpoint.folder, facts, folder)
+        key = facts.get("base_fingerprint") or fingerprint(folder)
+        if key not in self._bases:
+            self._bases[key] = self._loaded(load_base(folder, compute_dtype()), template)
+        base = self._bases[key]
+        if base.layers is None:
+            return None
+        adapter, parts = f"{checkpoint.name}, {next(self._number)}", read_adapter(checkpoint.folder)
+        try:
+            held = base.layers.hold(adapter, parts)
+        except ValueError as error:
+            raise UserError(f"{checkpoint.folder}: the adapter can't be loaded: {error}; train it again") from None
+        return base, adapter, held / 1e9
+
+    def _whole(self, checkpoint: Checkpoint, facts: dict, template: Template) -> tuple[_Loaded, str, float]:
+        """The checkpoint as a model of its own."""
+        from finetune.models.adapters import load_tuned
+
+        model = load_tuned(checkpoint.folder, facts, checkpoint.base)
+        return self._loaded(model, template), OWN, _gigabytes(model)
+
+    def _loaded(self, model: PreTrainedModel | PeftModel, template: Template) -> _Loaded:
+        model.eval()
+        tried = [
+            template.question_ids([Turn("user", text)]) for text in ("Say hello.", "Name three colours of the sky.")
+        ]
+        with torch.no_grad():
+            layers = self._open.enter_context(prepared(model, tried, max_new_tokens=1))
+        return _Loaded(model, Engine(model, layers, self._slots), layers)
+
+
+def _positions(model: PreTrainedModel | PeftModel) -> int | None:
+    config = model.config
+    window = getattr(config, "sliding_window", None)
+    # Blocks of slots are laid out a little longer than their sequences, and none may be longer than the window.
+    limits = getattr(config, "max_position_embeddings", None), window and window - 2 * GROWTH
+    return min((limit for limit in limits if limit), default=None)
+
+
+def _gigabytes(model: PreTrainedModel | PeftModel) -> float:
+    return sum(one.numel() * one.element_size() for one in model.parameters()) / 1e9
