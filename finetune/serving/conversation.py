@@ -99,7 +99,7 @@ class Conversation:
     def _adapters(self, _: Sequence[str]) -> None:
         for name in self.models.names:
             mark = "*" if name == self.current.name else " "
-            print(f"{mark} {name}  {self.models[name].gigabytes * 1000:.1f} MB")
+            print(f"{mark} {name}  {self.models[name].gigabytes * 1000:.3g} MB")
 
     def _reset(self, _: Sequence[str]) -> None:
         self.turns = []

@@ -251,11 +251,11 @@ def test_a_fused_model_hears_peft_when_adapters_are_off_merged_or_mixed(tmp_path
     for name in ("all", "wide"):
         plain.set_adapter(name)
         fused.set_adapter(name)
-        torch.testing.assert_close(logits(fused), logits(plain))
+        torch.testing.assert_close(logits(fused), logits(plain), rtol=1e-3, atol=1e-4)
         with plain.disable_adapter(), fused.disable_adapter():
-            torch.testing.assert_close(logits(fused), logits(plain))
+            torch.testing.assert_close(logits(fused), logits(plain), rtol=1e-3, atol=1e-4)
     mixed = {"adapter_names": ["all", "__base__", "wide"]}
-    torch.testing.assert_close(logits(fused, **mixed), logits(plain, **mixed))
+    torch.testing.assert_close(logits(fused, **mixed), logits(plain, **mixed), rtol=1e-3, atol=1e-4)
     before = logits(fused)
     fused.merge_adapter()
     torch.testing.assert_close(logits(fused), before, rtol=1e-3, atol=1e-4)
