@@ -54,6 +54,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """A TCP port; 0 is any that is free."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, got {quoted(text)}")
+    return int(text)
+
+
 _FLAGS: dict[str, dict[str, Any]] = {
     "--size": dict(type=int, metavar="N", help="records to sample (data.size)"),
     "--method": dict(metavar="NAME", help=f"{', '.join(METHODS)} (method)"),

@@ -1,11 +1,12 @@
 """Tiny real models, the shipped one, and real words to train on."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, clone_of_the_working_tree, commit, dvc, write_params
+from helpers import FAST, ROOT, clone_of_the_working_tree, commit, dvc, stage, write_params
 
 from finetune.sources.fetch import fetch
 
@@ -107,6 +108,26 @@ def workspace(tmp_path, monkeypatch, words) -> Path:
     raw.mkdir(parents=True)
     (raw / "words.json").write_text(json.dumps(words))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, tiny_models, words) -> Path:
+    """A workspace with three checkpoints of a tiny Llama: two adapters over its four bits, models/tuned and other, and
+    full, of which all parameters were trained. Tests leave it as it is."""
+    folder, before = tmp_path_factory.mktemp("trained"), os.getcwd()
+    os.chdir(folder)
+    try:
+        (folder / "data/raw").mkdir(parents=True)
+        (folder / "data/raw/words.json").write_text(json.dumps(words))
+        for name, seed in (("models/tuned", 1), ("other", 2)):
+            write_params(folder, methods=FAST, seed=seed)
+            if seed == 1:
+                stage("prepare", "--model_name", tiny_models["llama"])
+            stage("train", "--model_name", tiny_models["llama-4bit"], *(["--out_dir", name] if seed == 2 else []))
+        stage("train", "--method", "full", "--model_name", tiny_models["llama"], "--out_dir", "full")
+    finally:
+        os.chdir(before)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ class Piece:
     text: str
     tokens: int
     """Of the answer so far."""
+    prompt_tokens: int
     seconds: float
     """Since it was asked."""
     reason: str | None
@@ -47,16 +48,23 @@ def answers(asked: Sequence[tuple[Served, Sequence[Turn]]], sampling: Sampling, 
             for engine in engines:
                 for request in engine.step():
                     number = numbers[id(request)]
-                    text = _new_text(texts[number], request, read[number])
+                    text = new_text(texts[number], request, read[number])
                     read[number] = len(request.made)
-                    yield Piece(number, text, len(request.made), time.perf_counter() - started, request.reason)
+                    yield Piece(
+                        number,
+                        text,
+                        len(request.made),
+                        len(request.prompt),
+                        time.perf_counter() - started,
+                        request.reason,
+                    )
     finally:
         for engine in engines:
             for request in engine.requests:
                 engine.cancel(request)
 
 
-def _new_text(text: TextStream, request: Request, read: int) -> str:
+def new_text(text: TextStream, request: Request, read: int) -> str:
     """The text of the tokens made after the first `read` ones."""
     fresh = text.add(request.made[read:])
     return fresh + text.end() if request.reason else fresh

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -56,11 +56,22 @@ class Served:
     gigabytes: float
     """Memory that it takes beside what it shares with others (10^9 bytes)."""
 
-    def request(self, turns: Sequence[Turn], sampling: Sampling, max_new_tokens: int) -> Request:
-        """What to submit to the engine. Raises UserError for an empty prompt, or one that doesn't fit the model."""
-        if not turns or not turns[-1].content.strip():
+    def request(
+        self, prompt: Sequence[Turn] | str, sampling: Sampling, max_new_tokens: int, *, fitting: bool = False
+    ) -> Request:
+        """What to submit to the engine: a conversation by the model's template, or text that is taken as it is.
+
+        With `fitting` the answer may be as long as there are positions, if these are fewer than `max_new_tokens`. Raises
+        UserError for an empty prompt, or one that doesn't fit the model.
+        """
+        if not (prompt if isinstance(prompt, str) else prompt and prompt[-1].content.strip()):
             raise UserError("the prompt holds no instruction; write what the model shall do")
-        ids = self.template.question_ids(turns)
+        if isinstance(prompt, str):
+            ids = cast("list[int]", self.tokenizer(prompt)["input_ids"])
+        else:
+            ids = self.template.question_ids(prompt)
+        if self.positions and fitting:
+            max_new_tokens = max(1, min(max_new_tokens, self.positions - len(ids)))
         if self.positions and len(ids) + max_new_tokens > self.positions:
             raise UserError(
                 f"{max_new_tokens} tokens after a prompt of {len(ids)} are more than the {self.positions} positions of "

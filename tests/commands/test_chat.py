@@ -8,29 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from helpers import FAST, ROOT, refusal, stage, write_params
+from helpers import ROOT, refusal, stage
 
 from finetune.commands import chat
 from finetune.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny_models, words):
-    """Three checkpoints of a tiny Llama: two adapters over its four bits, and all parameters trained."""
-    folder, before = tmp_path_factory.mktemp("trained"), os.getcwd()
-    os.chdir(folder)
-    try:
-        (folder / "data/raw").mkdir(parents=True)
-        (folder / "data/raw/words.json").write_text(json.dumps(words))
-        for name, seed in (("models/tuned", 1), ("other", 2)):
-            write_params(folder, methods=FAST, seed=seed)
-            if seed == 1:
-                stage("prepare", "--model_name", tiny_models["llama"])
-            stage("train", "--model_name", tiny_models["llama-4bit"], *(["--out_dir", name] if seed == 2 else []))
-        stage("train", "--method", "full", "--model_name", tiny_models["llama"], "--out_dir", "full")
-    finally:
-        os.chdir(before)
-    return folder
 
 
 @pytest.fixture

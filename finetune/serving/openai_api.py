@@ -1,0 +1,227 @@
+"""OpenAI's API in JSON: what a request asks, and what is answered (platform.openai.com/docs/api-reference)."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.data.turns import Turn
+from finetune.errors import UserError
+from finetune.serving.batch import Piece
+from finetune.serving.sampling import Sampling
+
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+_OTHER_ANSWERS = (
+    "tools",
+    "functions",
+    "logprobs",
+    "top_logprobs",
+    "logit_bias",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "min_p",
+    "echo",
+    "suffix",
+    "audio",
+    "prediction",
+)
+"""Settings that would change the answer and aren't known here: refused where they are set, not passed over."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a request asks for."""
+
+    kind: str
+    """'chat.completion' or 'text_completion'."""
+    model: str
+    prompt: Sequence[Turn] | str
+    sampling: Sampling
+    max_new_tokens: int
+    fitting: bool
+    """Nobody said how long the answer may be: then no longer than the model has positions."""
+    stop: tuple[str, ...]
+    stream: bool
+    usage: bool
+    """Whether a stream ends in its counts of tokens."""
+
+
+def read(kind: str, body: bytes, most_tokens: int) -> Ask:
+    """The request in `body`. Raises UserError for what isn't JSON, isn't known, or is out of range."""
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        raise UserError("the body isn't JSON") from None
+    if not isinstance(fields, dict):
+        raise UserError("the body must be a JSON object")
+    for name in _OTHER_ANSWERS:
+        if fields.get(name):
+            raise UserError(f"{name}: isn't supported here; leave it out")
+    if _field(fields, "n", int, 1) != 1:
+        raise UserError("n: must be 1; ask again for a further answer")
+    form = _field(fields, "response_format", dict, {}).get("type", "text")
+    if form != "text":
+        raise UserError(f"response_format: must be of type text, got {form!r}")
+    asked = fields.get("max_completion_tokens") or fields.get("max_tokens")
+    tokens = _field({"max_tokens": asked}, "max_tokens", int, most_tokens)
+    if not 1 <= tokens <= most_tokens:
+        raise UserError(f"max_tokens: must be from 1 to {most_tokens}, got {tokens}")
+    return Ask(
+        kind=kind,
+        model=_field(fields, "model", str, ""),
+        prompt=_messages(fields) if kind == "chat.completion" else _prompt(fields),
+        sampling=Sampling(
+            temperature=float(_field(fields, "temperature", (int, float), 1.0)),
+            top_p=float(_field(fields, "top_p", (int, float), 1.0)),
+            top_k=max(0, _field(fields, "top_k", int, 0)),  # -1 stands for all in vLLM
+            seed=_field(fields, "seed", int, None),
+        ),
+        max_new_tokens=tokens,
+        fitting=asked is None,
+        stop=_stop(fields),
+        stream=_field(fields, "stream", bool, False),
+        usage=bool(_field(fields, "stream_options", dict, {}).get("include_usage")),
+    )
+
+
+def _field(fields: Mapping[str, Any], name: str, kind: type | tuple[type, ...], default: Any) -> Any:
+    value = fields.get(name)
+    if value is None:
+        return default
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        names = {int: "whole number", float: "number", str: "string", bool: "true or false", dict: "object"}
+        raise UserError(f"{name}: must be a {names[kinds[-1]]}, got {json.dumps(value)[:80]}")
+    return value
+
+
+def _messages(fields: Mapping[str, Any]) -> list[Turn]:
+    messages = fields.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise UserError("messages: must be a list of at least one message")
+    turns = []
+    for number, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, dict) else None
+        if not isinstance(role, str) or role not in ROLES:
+            raise UserError(f"messages[{number}]: role must be one of {', '.join(ROLES)}, got {role!r}")
+        turns.append(Turn(ROLES[role], _content(message.get("content"), number)))
+    if turns[-1].role != "user":
+        raise UserError("messages: the last one must be the user's")
+    return turns
+
+
+def _content(content: object, number: int) -> str:
+    """A message's text, which may come in parts."""
+    if isinstance(content, str):
+        return content
+    texts = [part.get("text") for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    if not texts or len(texts) != len(content) or not all(isinstance(text, str) for text in texts):  # type: ignore[arg-type]  # a list by then
+        raise UserError(f"messages[{number}]: content must be text; pictures and sound can't be read here")
+    return "".join(texts)
+
+
+def _prompt(fields: Mapping[str, Any]) -> str:
+    prompt = fields.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        (prompt,) = prompt
+    if not isinstance(prompt, str):
+        raise UserError("prompt: must be one string")
+    return prompt
+
+
+def _stop(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    stop = fields.get("stop") or []
+    texts = [stop] if isinstance(stop, str) else stop
+    if not isinstance(texts, list) or len(texts) > 4 or not all(isinstance(text, str) and text for text in texts):
+        raise UserError("stop: must be a string, or a list of at most 4")
+    return tuple(texts)
+
+
+class Stopped:
+    """An answer's text up to the first of the `stop` texts, as pieces of it come."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop, self._held = stop, ""
+        self.found = False
+
+    def add(self, text: str, last: bool) -> str:
+        """What of the text so far, this piece included, can be told; all of it with the `last`."""
+        text = self._held + text
+        ends = [text.find(stop) for stop in self._stop if stop in text]
+        if ends:
+            self.found, self._held = True, ""
+            return text[: min(ends)]
+        # What may be the beginning of such a text waits for the rest.
+        keep = 0 if last else max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+def _overlap(text: str, stop: str) -> int:
+    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
+
+
+class Reply:
+    """The JSON of one answer: all at once, or in chunks."""
+
+    def __init__(self, ask: Ask) -> None:
+        chat = ask.kind == "chat.completion"
+        self._chat = chat
+        self._kind = f"{ask.kind}.chunk" if chat and ask.stream else ask.kind
+        self._head = {
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
+            "object": self._kind,
+            "created": int(time.time()),
+            "model": ask.model,
+        }
+
+    def whole(self, text: str, reason: str, last: Piece) -> dict[str, Any]:
+        """The answer in full."""
+        said = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
+        return self._with([{"index": 0, **said, "logprobs": None, "finish_reason": reason}]) | {"usage": usage(last)}
+
+    def chunk(self, text: str, reason: str | None, *, first: bool) -> dict[str, Any]:
+        """A piece of the answer."""
+        role = {"role": "assistant"} if first else {}
+        said = {"delta": role | ({"content": text} if text or first else {})} if self._chat else {"text": text}
+        return self._with([{"index": 0, **said, "logprobs": None, "finish_reason": reason}])
+
+    def counts(self, last: Piece) -> dict[str, Any]:
+        """The chunk that ends a stream which was asked for its counts."""
+        return self._with([]) | {"usage": usage(last)}
+
+    def _with(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**self._head, "choices": choices}
+
+
+def usage(last: Piece) -> dict[str, int]:
+    """Counts of tokens, given an answer's last piece."""
+    return {
+        "prompt_tokens": last.prompt_tokens,
+        "completion_tokens": last.tokens,
+        "total_tokens": last.prompt_tokens + last.tokens,
+    }
+
+
+def refusal(message: str, status: int) -> dict[str, Any]:
+    """The body of an error."""
+    kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error"}
+    return {
+        "error": {"message": message, "type": kinds.get(status, "invalid_request_error"), "param": None, "code": None}
+    }
+
+
+def listing(names: Sequence[str]) -> dict[str, Any]:
+    """The models, as /v1/models lists them."""
+    return {"object": "list", "data": [model(name) for name in names]}
+
+
+def model(name: str) -> dict[str, Any]:
+    """One model, as /v1/models/NAME shows it."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "finetune"}
