@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import linear
@@ -194,4 +194,5 @@ class Decoder:
 
 def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The model with its adapters inside, without peft's own wrapping of each call."""
-    return cast("PreTrainedModel", model.get_base_model() if hasattr(model, "get_base_model") else model)
+    inside: Any = getattr(model, "get_base_model", lambda: model)
+    return inside()

@@ -22,7 +22,7 @@ class JointAdapters:
         own = [one.adapter for one in members] if adapters is None else adapters
         ranks = slices(0 if one is None else len(one.down) for one in own)
         outs = slices(one.shape[0] for one in members)
-        self._placed = [(one, *at) for one, *at in zip(own, ranks, outs, strict=True) if one is not None]
+        self._placed = [(one, rank, out) for one, rank, out in zip(own, ranks, outs, strict=True) if one is not None]
         self.rank = sum(len(one.down) for one, _, _ in self._placed)
         dtype, device = members[0].dtype, members[0].weight.device
         self.down = torch.zeros(self.rank, members[0].shape[1], dtype=dtype, device=device)

@@ -7,14 +7,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, TypeGuard, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
-
-if TYPE_CHECKING:
-    from peft.tuners.lora import LoraLayer
 
 
 @dataclass(frozen=True)
@@ -59,9 +56,10 @@ class LinearParts:
 
 def linear_parts(layer: nn.Module) -> LinearParts | None:
     """The parts of a linear layer; None if it is none, or one whose form only its own code knows."""
-    base, adapter = layer, None
+    base: Any = layer
+    adapter = None
     if is_lora(layer):
-        base, adapter = layer.get_base_layer(), plain_adapter(layer)
+        base, adapter = base.get_base_layer(), plain_adapter(layer)
         if adapter is None:
             return None
     weight = getattr(base, "weight", None)
@@ -72,14 +70,14 @@ def linear_parts(layer: nn.Module) -> LinearParts | None:
     return LinearParts(layer, base, cast(nn.Parameter, weight), adapter)
 
 
-def is_lora(layer: nn.Module) -> TypeGuard[LoraLayer]:
+def is_lora(layer: nn.Module) -> bool:
     """Whether peft has put adapters on the layer."""
     # Where nobody has imported peft, no model has its layers; its import takes a second.
     lora = sys.modules.get("peft.tuners.lora")
     return lora is not None and isinstance(layer, lora.LoraLayer)
 
 
-def plain_adapter(layer: LoraLayer) -> Adapter | None:
+def plain_adapter(layer: Any) -> Adapter | None:
     """The one adapter that a layer of peft's adds; None if it does anything else now.
 
     That is: adapters disabled, merged or several, dropout, DoRA, biases, several experts' matrices in one tensor.

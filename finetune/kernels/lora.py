@@ -7,12 +7,11 @@ to make it again) and x Aᵀ are all that is kept for the backward pass:
     dB = s gᵀ (x Aᵀ)        dA = s (g B)ᵀ x        dx = g W + s (g B) A
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
@@ -27,7 +26,8 @@ def fuse(model: nn.Module) -> None:
     So is any layer while its adapters are disabled, merged, or mixed in a batch: it then does what peft does. A 4-bit
     base weight is de-quantised at each use, twice a step, and dropped at once.
     """
-    for layer in model.modules():
+    layers: Iterator[Any] = model.modules()
+    for layer in layers:
         if is_lora(layer) and plain_adapter(layer) is not None:
             layer.forward = partial(_forward, layer)
 
@@ -44,7 +44,7 @@ def _frozen_weight(base: nn.Module) -> Callable[[], torch.Tensor]:
     return partial(dequantize_4bit, parameter.data, state)
 
 
-def _forward(layer: LoraLayer, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     # peft names an adapter for each row where a batch mixes them.
     adapter = None if args or kwargs else plain_adapter(layer)
     if adapter is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from finetune.data.turns import Turn
@@ -29,7 +29,9 @@ class Piece:
     """Of the last piece: 'stop' or 'length' (`Request.reason`); None before."""
 
 
-def answers(asked: Sequence[tuple[Served, Sequence[Turn]]], sampling: Sampling, max_new_tokens: int) -> Iterator[Piece]:
+def answers(
+    asked: Sequence[tuple[Served, Sequence[Turn]]], sampling: Sampling, max_new_tokens: int
+) -> Generator[Piece, None, None]:
     """Answer each conversation by its model, all at a time, in pieces as they come.
 
     Raises UserError if one of them can't be asked; before any is answered then. An iterator that is closed early drops

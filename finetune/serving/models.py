@@ -135,11 +135,14 @@ class Models:
         shared = self._over_base(checkpoint, facts, template)
         loaded, adapter, gigabytes = shared or self._whole(checkpoint, facts, template)
         ends = {tokenizer.eos_token_id, *end_tokens(loaded.model), *(facts.get("end_tokens") or [])}
-        parts = loaded.engine, tokenizer, template, ends, _positions(loaded.model)
-        engine, *rest = parts
+
+        def served(name: str, adapter: str | None, gigabytes: float) -> Served:
+            positions = _positions(loaded.model)
+            return Served(name, loaded.engine, adapter, tokenizer, template, ends, positions, gigabytes)
+
         if shared and BASE not in self._served:
-            self._served[BASE] = Served(BASE, engine, None, *rest, gigabytes=_gigabytes(loaded.model))
-        self._served[name] = Served(name, engine, adapter, *rest, gigabytes=gigabytes)
+            self._served[BASE] = served(BASE, None, _gigabytes(loaded.model))
+        self._served[name] = served(name, adapter, gigabytes)
         return self._served[name]
 
     def _over_base(self, checkpoint: Checkpoint, facts: dict, template: Template) -> tuple[_Loaded, str, float] | None:

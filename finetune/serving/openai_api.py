@@ -120,8 +120,9 @@ def _content(content: object, number: int) -> str:
     """A message's text, which may come in parts."""
     if isinstance(content, str):
         return content
-    texts = [part.get("text") for part in content if isinstance(part, dict)] if isinstance(content, list) else []
-    if not texts or len(texts) != len(content) or not all(isinstance(text, str) for text in texts):  # type: ignore[arg-type]  # a list by then
+    parts = content if isinstance(content, list) else []
+    texts = [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    if not texts or len(texts) != len(parts):
         raise UserError(f"messages[{number}]: content must be text; pictures and sound can't be read here")
     return "".join(texts)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -118,7 +118,7 @@ async def _body(request: Request) -> bytes:
     return body
 
 
-async def _told(worker: Worker, ask: Ask) -> AsyncIterator[tuple[str, str | None, Piece]]:
+async def _told(worker: Worker, ask: Ask) -> AsyncGenerator[tuple[str, str | None, Piece], None]:
     """(text, why the answer ended or None, piece), up to one of the texts that shall end it."""
     stopped = Stopped(ask.stop)
     pieces = worker.stream(ask.model, ask.prompt, ask.sampling, ask.max_new_tokens, fitting=ask.fitting)
@@ -145,13 +145,10 @@ async def _whole(worker: Worker, ask: Ask, request: Request) -> Response:
 
 
 async def _gathered(worker: Worker, ask: Ask) -> dict[str, Any]:
-    texts: list[str] = []
     async with aclosing(_told(worker, ask)) as told:
-        async for text, reason, piece in told:
-            texts.append(text)
-            if reason:
-                break
-    return Reply(ask).whole("".join(texts), reason or "length", piece)
+        parts = [part async for part in told]
+    *_, (_, reason, last) = parts
+    return Reply(ask).whole("".join(text for text, _, _ in parts), reason or "length", last)
 
 
 async def _hung_up(request: Request) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -90,7 +90,7 @@ class Worker:
         max_new_tokens: int,
         *,
         fitting: bool = False,
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """The answer in pieces; `prompt` and `fitting` as `Served.request` has them. Closed early, it drops the request.
 
         Raises UserError for an unknown model or a prompt that it can't take, and Full.
