@@ -11,6 +11,7 @@ COMMANDS = {
     "infer": "stream an answer to a prompt from a fine-tuned model",
     "compare": "compare DVC experiments, or show the last run: scores with intervals, costs, a verdict",
     "sweep": "search each method's learning rate and epochs by the validation loss",
+    "register": "register a fine-tuned model: a version and a stage, found by name in every clone",
 }
 """Name, which is also the module's, and what it does."""
 
