@@ -32,4 +32,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.stage:
         instead = f", instead of {done.replaced.name}" if done.replaced else ""
         print(f"{args.model}#{args.stage} is {done.version.name}{instead}")
-    print(f"\nShare it:  git push --tags && dvc push --all-tags\nAsk it:    finetune chat --ckpt {done.version.name}")
+    print(f"\nShare it:  finetune push {done.version.name}\nAsk it:    finetune chat --ckpt {done.version.name}")

@@ -20,13 +20,17 @@ class Experiment:
 
 @contextmanager
 def repository() -> Iterator[Any]:
-    """The `dvc.repo.Repo` at hand. Raises UserError if there is none, or none in Git with a commit."""
+    """The `dvc.repo.Repo` at hand, with today's remotes for all revisions.
+
+    Raises UserError if there is none, or none in Git with a commit.
+    """
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
-    from dvc.scm import NoSCM, SCMError
+    from dvc.scm import NoSCM
+    from scmrepo.exceptions import SCMError
 
     try:
-        repo = Repo()
+        repo = Repo(config=configuration())
         committed = not isinstance(repo.scm, NoSCM) and repo.scm.get_rev()
     except (NotDvcRepoError, SCMError):
         committed = False
@@ -37,6 +41,17 @@ def repository() -> Iterator[Any]:
         )
     with repo:
         yield repo
+
+
+def configuration() -> dict:
+    """DVC's configuration in the workspace, to be laid over that of a revision.
+
+    DVC takes each revision's own .dvc/config: a remote that has moved since would be sought at its old address, and one
+    with a relative address, as ours by default, in the root of the disk (DVC 3.67).
+    """
+    from dvc.config import Config
+
+    return Config.from_cwd()
 
 
 def experiments(repo: Any) -> dict[str, list[Experiment]]:

@@ -38,7 +38,7 @@ def find(name: str) -> Checkpoint:
     """
     folder = places.TUNED if name == WORKSPACE else _folder(name)
     if folder is not None:
-        _facts(folder)
+        facts_of(folder)
         return Checkpoint(name, folder, None)
     with revisions.repository() as repo:
         return of_commit(repo, commit_of(repo, name), name)
@@ -56,7 +56,7 @@ def commit_of(repo: Any, name: str) -> str:
         return experiment.revision
     try:
         if name.strip():  # which Git takes for HEAD
-            return repo.scm.resolve_commit(name).hexsha
+            return repo.scm.resolve_rev(f"{name}^{{commit}}")
     except (SCMError, ValueError):
         revisions.check_ended(name)
     raise UserError(
@@ -65,17 +65,34 @@ def commit_of(repo: Any, name: str) -> str:
     )
 
 
-def of_commit(repo: Any, commit: str, name: str) -> Checkpoint:
-    """The checkpoint that dvc.lock of `commit` names, with its base model."""
+def of_commit(repo: Any, commit: str, name: str, anew: bool = False) -> Checkpoint:
+    """The checkpoint that dvc.lock of `commit` names, with its base model.
+
+    `anew`: all of it comes from DVC's cache or the remote once more, so that it is certain to be there.
+    """
     locked = fetched.lock(repo, commit, name)
-    folder = fetched.output(repo, commit, locked, places.TUNED, name)
-    facts = _facts(folder)
-    base = Path(facts["base"])
-    # A base from outside the pipeline (`stages/train.py --model_name`) is where the facts say, or nowhere.
-    made_there = dvc_lock.has_output(locked, base.as_posix())
-    if not METHODS[facts["method"]].adapters or not made_there or _holds(base, facts):
+    folder = fetched.output(repo, commit, locked, places.TUNED, name, anew)
+    facts = facts_of(folder)
+    base = base_of(locked, facts)
+    if base is None or (not anew and _holds(base, facts)):
         return Checkpoint(name, folder, None)
-    return Checkpoint(name, folder, fetched.output(repo, commit, locked, base, name))
+    return Checkpoint(name, folder, fetched.output(repo, commit, locked, base, name, anew))
+
+
+def facts_of(folder: Path) -> dict:
+    """What is noted of the checkpoint in `folder`. Raises UserError if there is none."""
+    facts = read_yaml(folder / places.FACTS) if (folder / places.FACTS).exists() else {}
+    if facts.get("method") not in METHODS:
+        raise UserError(f"{folder}: no fine-tuned model there; run `dvc repro train`, or name an experiment")
+    return facts
+
+
+def base_of(locked: dict, facts: dict) -> Path | None:
+    """The pipeline's folder of the base model of which `facts` speak; None where it needs none, or has one from outside
+    the pipeline (`stages/train.py --model_name`)."""
+    base = Path(facts["base"])
+    made_there = dvc_lock.has_output(locked, base.as_posix())
+    return base if METHODS[facts["method"]].adapters and made_there else None
 
 
 def _folder(name: str) -> Path | None:
@@ -85,14 +102,6 @@ def _folder(name: str) -> Path | None:
         return path if (path / places.FACTS).is_file() else None
     except (OSError, ValueError, RuntimeError):  # what is no path: too long, a null byte, the home of nobody
         return None
-
-
-def _facts(folder: Path) -> dict:
-    """What is noted of the checkpoint in `folder`. Raises UserError if there is none."""
-    facts = read_yaml(folder / places.FACTS) if (folder / places.FACTS).exists() else {}
-    if facts.get("method") not in METHODS:
-        raise UserError(f"{folder}: no fine-tuned model there; run `dvc repro train`, or name an experiment")
-    return facts
 
 
 def _holds(base: Path, facts: dict) -> bool:

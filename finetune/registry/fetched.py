@@ -32,15 +32,16 @@ def lock(repo: Any, commit: str, name: str) -> dict:
     return yaml.safe_load(read(repo, commit, "dvc.lock", name))
 
 
-def output(repo: Any, commit: str, locked: dict, path: Path, name: str) -> Path:
-    """The folder `path` as `locked`, dvc.lock of `commit`, has it: from an earlier call, DVC's cache or the remote.
+def output(repo: Any, commit: str, locked: dict, path: Path, name: str, anew: bool = False) -> Path:
+    """The folder `path` as `locked`, dvc.lock of `commit`, has it: from an earlier call unless `anew`, DVC's cache or
+    the remote.
 
     Raises UserError, about `name`, if no stage of it made `path`, or neither has it.
     """
     if not dvc_lock.has_output(locked, path.as_posix()):
         raise UserError(f"{name}: its dvc.lock has no {path}; run `dvc repro` there, and commit dvc.lock")
     target = FETCHED / dvc_lock.output_hash(locked, path.as_posix()).removesuffix(".dir")
-    if not target.exists():
+    if anew or not target.exists():
         print(f"fetching {path} of {name}", file=sys.stderr)
         with whole_folder(target) as draft:
             _fetch(repo, commit, path, draft / path.name, name)
@@ -51,7 +52,6 @@ def _fetch(repo: Any, commit: str, path: Path, target: Path, name: str) -> None:
     from dvc.exceptions import DvcException
     from dvc_data.index import DataIndexDirError
 
-    # Not a file system of that revision: the remote is where the workspace's configuration has it today.
     with repo.switch(commit):
         try:
             repo.dvcfs.get(str(PurePosixPath("/") / path.as_posix()), str(target))
@@ -60,12 +60,17 @@ def _fetch(repo: Any, commit: str, path: Path, target: Path, name: str) -> None:
 
 
 def _searched(repo: Any) -> str:
+    if has_remote(repo):
+        return "here or in the remote; run it again, or `dvc push` where it ran"
+    return "and DVC has no remote to fetch it from; name the one it was pushed to: `dvc remote add --default NAME URL`"
+
+
+def has_remote(repo: Any) -> bool:
+    """Whether DVC has a default remote."""
     from dvc.config import NoRemoteError
 
     try:
         repo.cloud.get_remote()
     except NoRemoteError:
-        return (
-            "and DVC has no remote to fetch it from; name the one it was pushed to: `dvc remote add --default NAME URL`"
-        )
-    return "here or in the remote; run it again, or `dvc push` where it ran"
+        return False
+    return True

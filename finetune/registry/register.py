@@ -62,7 +62,7 @@ def _checked(repo: Any, commit: str, source: str) -> dict:
             "dvc.lock: its models/tuned isn't committed; commit it first, or name the experiment that made it: --from NAME"
         )
     dvc_lock.check_consistent(locked, yaml.safe_load(fetched.read(repo, commit, "params.yaml", source)), source)
-    checkpoints.of_commit(repo, commit, source)
+    checkpoints.of_commit(repo, commit, source, anew=True)
     return locked
 
 
