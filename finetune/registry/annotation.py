@@ -12,8 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from finetune import places
 from finetune.errors import UserError
 from finetune.registry import fetched
@@ -24,6 +22,8 @@ def annotated(repo: Any, commit: str, model: str) -> str:
 
     Neither a branch nor the user's files are touched. Raises UserError if that name is another artifact's.
     """
+    from ruamel.yaml import YAML
+
     style = YAML()
     style.width = sys.maxsize  # no line of the user's is folded
     style.indent(mapping=2, sequence=4, offset=2)

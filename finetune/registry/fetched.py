@@ -42,7 +42,8 @@ def output(repo: Any, commit: str, locked: dict, path: Path, name: str, anew: bo
         raise UserError(f"{name}: its dvc.lock has no {path}; run `dvc repro` there, and commit dvc.lock")
     target = FETCHED / dvc_lock.output_hash(locked, path.as_posix()).removesuffix(".dir")
     if anew or not target.exists():
-        print(f"fetching {path} of {name}", file=sys.stderr)
+        if not anew:
+            print(f"fetching {path} of {name}", file=sys.stderr)
         with whole_folder(target) as draft:
             _fetch(repo, commit, path, draft / path.name, name)
     return target / path.name
