@@ -46,10 +46,11 @@ def register(model: str, source: str, version: str | None = None, stage: str | N
         same = next((one for one in known if _tuned(fetched.lock(repo, one.commit, one.name)) == _tuned(locked)), None)
         if same and (not stage or wanted not in (None, same.version)):
             raise UserError(f"{source}: is {same.name} already; --stage gives that a stage")
-        if not same and wanted in [one.version for one in known]:
-            raise UserError(f"{model}@{version}: is another model already; leave --version out for the next one")
+        taken = versions.of(repo, model, withdrawn=True)
+        if not same and wanted in [one.version for one in taken]:
+            raise UserError(f"{model}@{version}: is, or was, another model; leave --version out for the next one")
         _check_identity()
-        registered = same or _tag(repo, model, wanted or versions.next_after(known), commit)
+        registered = same or _tag(repo, model, wanted or versions.next_after(taken), commit)
         before = _promote(repo, registered, stage) if stage else None
         return Registered(registered, not same, before)
 
@@ -82,9 +83,15 @@ def _check_identity() -> None:
 
 def _tag(repo: Any, model: str, version: str, commit: str) -> Version:
     import gto.api
+    from gto.exceptions import GTOException
 
     annotated = annotation.annotated(repo, commit, model)
-    gto.api.register(repo.scm, model, annotated, version=version)
+    try:
+        gto.api.register(repo.scm, model, annotated, version=version)
+    except GTOException as error:  # a commit that had another version of it once
+        raise UserError(
+            f"{model}@{version}: gto refuses it ({error}); `gto history {model}` has what there was"
+        ) from None
     return Version(model, version, annotated)
 
 

@@ -44,15 +44,15 @@ def full(version: str) -> str:
     return version if "." in version else f"{version}.0.0"
 
 
-def next_after(versions: list[Version]) -> str:
+def next_after(taken: list[Version]) -> str:
     """The first version of the next major."""
-    majors = [int(match["major"]) for one in versions if (match := _VERSION.match(one.version))]
+    majors = [int(match["major"]) for one in taken if (match := _VERSION.match(one.version))]
     return f"v{max(majors, default=0) + 1}.0.0"
 
 
-def of(repo: Any, model: str) -> list[Version]:
-    """The versions of `model` that are registered, the newest first."""
-    return [_version(row) for row in _rows(repo, model) if row["registrations"]]
+def of(repo: Any, model: str, withdrawn: bool = False) -> list[Version]:
+    """The versions of `model` that are registered, the newest first; with those that were taken back, if asked for."""
+    return [_version(row) for row in _rows(repo, model, withdrawn) if row["registrations"]]
 
 
 def in_stage(repo: Any, model: str, stage: str) -> Version | None:
@@ -81,12 +81,12 @@ def named(repo: Any, name: str) -> Version | None:
     return found
 
 
-def _rows(repo: Any, name: str) -> list[dict]:
+def _rows(repo: Any, name: str, withdrawn: bool = False) -> list[dict]:
     import gto.api
     from gto.exceptions import ArtifactNotFound
 
     try:
-        return gto.api.show(repo.scm, name)
+        return gto.api.show(repo.scm, name, deprecated=withdrawn)
     except ArtifactNotFound:
         return []
 
