@@ -24,13 +24,16 @@ def repository() -> Iterator[Any]:
 
     Raises UserError if there is none, or none in Git with a commit.
     """
+    from dvc.config import Config
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
     from dvc.scm import NoSCM
     from scmrepo.exceptions import SCMError
 
     try:
-        repo = Repo(config=configuration())
+        # Else DVC takes each revision's own .dvc/config: a remote that has moved since is sought at its old address, and
+        # one with a relative address, as ours by default, in the root of the disk (DVC 3.67).
+        repo = Repo(config=Config.from_cwd())
         committed = not isinstance(repo.scm, NoSCM) and repo.scm.get_rev()
     except (NotDvcRepoError, SCMError):
         committed = False
@@ -41,17 +44,6 @@ def repository() -> Iterator[Any]:
         )
     with repo:
         yield repo
-
-
-def configuration() -> dict:
-    """DVC's configuration in the workspace, to be laid over that of a revision.
-
-    DVC takes each revision's own .dvc/config: a remote that has moved since would be sought at its old address, and one
-    with a relative address, as ours by default, in the root of the disk (DVC 3.67).
-    """
-    from dvc.config import Config
-
-    return Config.from_cwd()
 
 
 def experiments(repo: Any) -> dict[str, list[Experiment]]:

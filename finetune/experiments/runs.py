@@ -97,11 +97,9 @@ def _read(revision: str | None, commit: str, name: str, remedy: str) -> Run:
     from dvc.scm import SCMError
     from dvc_data.index import DataIndexDirError
 
-    configuration = revisions.configuration()
-
     def text(path: str | Path) -> str:
         try:
-            return dvc.api.read(Path(path).as_posix(), rev=revision, encoding="utf-8", config=configuration)
+            return dvc.api.read(Path(path).as_posix(), rev=revision, encoding="utf-8")
         except SCMError:
             raise UserError(
                 f"{name}: no such experiment or revision; `dvc exp list --all-commits` lists the experiments"

@@ -1,5 +1,6 @@
 """Register a fine-tuned model: a version, and a stage, that others find by name."""
 
+import filecmp
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,13 +59,24 @@ def register(model: str, source: str, version: str | None = None, stage: str | N
 def _checked(repo: Any, commit: str, source: str) -> dict:
     """dvc.lock of `commit`, whose stages have seen each other's outputs, and whose model can be had."""
     locked = fetched.lock(repo, commit, source)
-    if source == HEAD and _tuned(read_yaml(Path("dvc.lock"))) != _tuned(locked):
+    if source == HEAD and Path("dvc.lock").exists() and _tuned(read_yaml(Path("dvc.lock"))) != _tuned(locked):
         raise UserError(
             "dvc.lock: its models/tuned isn't committed; commit it first, or name the experiment that made it: --from NAME"
         )
     dvc_lock.check_consistent(locked, yaml.safe_load(fetched.read(repo, commit, "params.yaml", source)), source)
-    checkpoints.of_commit(repo, commit, source, anew=True)
+    folder = checkpoints.of_commit(repo, commit, source, anew=True).folder
+    if source == HEAD and places.TUNED.exists() and not _holds_all(places.TUNED, folder):
+        raise UserError(
+            "models/tuned: isn't the one that dvc.lock has; `dvc commit train` takes it in, then commit dvc.lock, or "
+            "`dvc checkout models/tuned` brings that one back"
+        )
     return locked
+
+
+def _holds_all(folder: Path, other: Path) -> bool:
+    """Whether `folder` has the files of `other`, byte for byte."""
+    names = [path.relative_to(other).as_posix() for path in other.rglob("*") if path.is_file()]
+    return filecmp.cmpfiles(folder, other, names, shallow=False)[0] == names
 
 
 def _tuned(locked: dict) -> str | None:

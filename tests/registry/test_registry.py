@@ -252,20 +252,22 @@ def test_what_cannot_be_registered_is_refused_before_a_tag_is_made(first, argume
 
 
 def test_only_what_is_committed_and_of_one_run_is_registered(first):
-    locked, settings = (first / "dvc.lock").read_text(), (first / "params.yaml").read_text()
     (first / "dvc.lock").write_text(git(first, "show", "haiku@v2.0.0:dvc.lock"))
     assert "dvc.lock: its models/tuned isn't committed; commit it first" in refused(first, "register", "sonnet")
     commit(first, "half a run")
     assert "train ran with another seed than params.yaml has now" in refused(first, "register", "sonnet")
     (first / "params.yaml").write_text(git(first, "show", "haiku@v2.0.0:params.yaml"))
     commit(first, "the run of the second seed")
+    (first / "models/tuned").rename(first / "models/of-the-first-seed")
     assert "sonnet@v3 is models/tuned of HEAD" in said(first, "register", "sonnet", "--version", "v3")
     assert "haiku@v2: is sonnet@v3 already" in refused(first, "register", "sonnet", "--from", "haiku@v2")
     assert "sonnet@v3: is, or was, another model" in refused(
         first, "register", "sonnet", "--from", "haiku@v1", "--version", "v3"
     )
-    (first / "dvc.lock").write_text(locked)
-    (first / "params.yaml").write_text(settings)
+    (first / "models/of-the-first-seed").rename(first / "models/tuned")
+    assert "models/tuned: isn't the one that dvc.lock has; `dvc commit train` takes it in" in refused(
+        first, "register", "ballad"
+    )
 
 
 def test_a_stage_moves_on_and_back(first):
