@@ -72,6 +72,7 @@ def first(clone, tmp_path_factory):
     git(folder, "push", "--quiet", "origin", "trunk")
     assert dvc(folder, "exp", "run", "--name", "second-seed", "--set-param", "seed=2").returncode == 0
     git(folder, "checkout", "--quiet", ".")
+    assert dvc(folder, "checkout", "--force", "models/tuned").returncode == 0
     assert dvc(folder, "exp", "run", "--queue", "--name", "in-the-queue", "--set-param", "seed=3").returncode == 0
     git(folder, "tag", "empty", git(folder, "commit-tree", EMPTY_TREE, "-m", "empty").strip())
     assert "haiku@v1 is models/tuned of HEAD" in said(folder, "register", "haiku")
