@@ -18,6 +18,7 @@ ORDER = [
     "data",
     "kernels",
     "models",
+    "registry",
     "quantization",
     "training",
     "tracking",

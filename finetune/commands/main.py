@@ -12,6 +12,8 @@ COMMANDS = {
     "serve": "serve fine-tuned models by OpenAI's API, all adapters over one base in memory",
     "compare": "compare DVC experiments, or show the last run: scores with intervals, costs, a verdict",
     "sweep": "search each method's learning rate and epochs by the validation loss",
+    "register": "register a fine-tuned model: a version and a stage, found by name in every clone",
+    "push": "push a registered model: its files to the DVC remote, its tags to the Git remote",
 }
 """Name, which is also the module's, and what it does."""
 

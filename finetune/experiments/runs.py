@@ -12,7 +12,7 @@ import pandas
 import yaml
 
 from finetune.errors import UserError
-from finetune.experiments import dvc_lock
+from finetune.experiments import dvc_lock, revisions
 from finetune.files import jsonl_rows
 from finetune.places import CURVES, MEMORY_TABLE, METRICS, PLOTS, PREDICTIONS, PREPARED
 
@@ -71,51 +71,24 @@ def find(patterns: list[str]) -> list[Run]:
     Raises UserError for a pattern that names nothing, an experiment that failed or hasn't run, and one without
     results, or with results of unlike runs.
     """
-    known = _experiments()
+    with revisions.repository() as repo:
+        known = revisions.experiments(repo)
     names = list(dict.fromkeys(name for pattern in patterns for name in _matching(pattern, known)))
-    return [_read(*known.get(name, (name, name)), name, "run it again, or `dvc push` where it ran") for name in names]
-
-
-def _experiments() -> dict[str, tuple[str, str]]:
-    """Name -> (revision, short commit that it started from); an experiment of the commit at hand hides namesakes."""
-    from dvc.repo import Repo
-
-    with Repo() as repo:
-        by_commit = repo.experiments.ls(all_commits=True)
-        here = repo.scm.get_rev()
-        of_here = {name for name, _ in by_commit.get(here, [])}
-        known: dict[str, tuple[str, str]] = {}
-        for commit, experiments in by_commit.items():
-            for name, revision in experiments:
-                # Experiments outlive commits: a race that is run again has the same names, and HEAD's are meant.
-                if name in of_here and commit != here:
-                    continue
-                if name in known:
-                    raise UserError(
-                        f"{name}: two commits have an experiment of this name, {known[name][1]} and {commit[:7]}; "
-                        f"remove one: `dvc exp remove {name} --rev COMMIT`"
-                    )
-                known[name] = (revision, commit[:7])
-    return known
+    return [_found(name, revisions.the_one(name, known)) for name in names]
 
 
 def _matching(pattern: str, known: Collection[str]) -> list[str]:
     names = sorted(name for name in known if fnmatchcase(name, pattern))
-    if names or not set(pattern) & set("*?["):
-        return names or [_unfinished(pattern)]
-    raise UserError(f"{pattern}: no experiment has such a name; `dvc exp list --all-commits` lists them")
+    if not names and set(pattern) & set("*?["):
+        raise UserError(f"{pattern}: no experiment has such a name; `dvc exp list --all-commits` lists them")
+    if not names:
+        revisions.check_ended(pattern)
+    return names or [pattern]
 
 
-def _unfinished(name: str) -> str:
-    """`name`, which may be a Git revision. Raises UserError if it is an experiment in the queue, or one that failed."""
-    import dvc.api
-
-    states = {row["Experiment"]: row["State"] for row in dvc.api.exp_show()}
-    if states.get(name) == "Failed":
-        raise UserError(f"{name}: its run failed; `dvc queue logs {name}` says why")
-    if states.get(name) in ("Queued", "Running"):
-        raise UserError(f"{name}: has not ended yet; `dvc queue status` shows where it is")
-    return name
+def _found(name: str, experiment: revisions.Experiment | None) -> Run:
+    revision, commit = (experiment.revision, experiment.started_from) if experiment else (name, name)
+    return _read(revision, commit, name, "run it again, or `dvc push` where it ran")
 
 
 def _read(revision: str | None, commit: str, name: str, remedy: str) -> Run:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from helpers import refusal, write_params
 
-KINDS = ("parameters", "data", "models", "adapters", "disk", "devices")
+KINDS = ("parameters", "data", "models", "adapters", "disk", "devices", "registry")
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,11 @@ def fits(sentence: str, printed: str) -> bool:
 
 def every_fault() -> list[Fault]:
     """All faults, by kind."""
-    from faults import adapters, data, devices, disk, models, parameters
+    from faults import adapters, data, devices, disk, models, parameters, registry
 
-    return [fault for module in (parameters, data, models, adapters, disk, devices) for fault in module.FAULTS]
+    return [
+        fault for module in (parameters, data, models, adapters, disk, devices, registry) for fault in module.FAULTS
+    ]
 
 
 def table(faults: list[Fault]) -> str:

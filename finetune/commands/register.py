@@ -1,0 +1,35 @@
+"""Register a fine-tuned model under a name: a version, and a stage, that others find in their clones."""
+
+from collections.abc import Sequence
+
+from finetune import cli
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Register models/tuned of an experiment or revision, and say how to share it."""
+    from finetune.registry.versions import STAGES
+
+    parser = cli.parser(__doc__, prog="finetune register")
+    parser.add_argument(
+        "model", metavar="NAME", help="the model's name, as in haiku; its versions are haiku@v1, haiku@v2 …"
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        default="HEAD",
+        metavar="NAME",
+        help="experiment, revision or registered version whose models/tuned it is (default: HEAD)",
+    )
+    parser.add_argument("--stage", choices=STAGES, help="found as NAME#production, NAME#staging until another takes it")
+    parser.add_argument("--version", metavar="vN", help="version (default: the next)")
+    args = parser.parse_args(arguments)
+
+    from finetune.registry.register import register
+
+    done = register(args.model, args.source, args.version, args.stage)
+    if done.new:
+        print(f"{done.version.name} is models/tuned of {args.source}: Git tag {done.version.tag}")
+    if args.stage:
+        instead = f", instead of {done.replaced.name}" if done.replaced else ""
+        print(f"{args.model}#{args.stage} is {done.version.name}{instead}")
+    print(f"\nShare it:  finetune push {done.version.name}\nAsk it:    finetune chat --ckpt {done.version.name}")

@@ -1,0 +1,109 @@
+"""Fine-tuned models by name: the workspace's, a folder, a registered version, a DVC experiment, a Git revision."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune import places
+from finetune.errors import UserError, quoted
+from finetune.experiments import dvc_lock, revisions
+from finetune.files import read_yaml
+from finetune.methods import METHODS
+from finetune.models.fingerprint import fingerprint
+from finetune.registry import fetched, versions
+
+WORKSPACE = "workspace"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A fine-tuned model on this machine."""
+
+    name: str
+    """As the user wrote it."""
+    folder: Path
+    """Holds facts.yaml, the weights and the tokenizer; as `models.saved.save` wrote it."""
+    base: Path | None
+    """Where the base model of an adapter lies; None: where the facts say, or it needs none."""
+
+
+def find(name: str) -> Checkpoint:
+    """The checkpoint called `name`, fetched by DVC if need be, with its base model if the workspace has another.
+
+    A name is, in this order: `workspace` (models/tuned); a folder that holds a checkpoint; a registered version
+    (`haiku@v2`, `haiku@latest`) or stage (`haiku#production`); a DVC experiment, those of HEAD first; a Git revision.
+
+    Nothing is checked out over the user's files. Raises UserError for a name that means none of these, an experiment
+    that failed or hasn't run, and one whose files are neither here nor in the remote.
+    """
+    folder = places.TUNED if name == WORKSPACE else _folder(name)
+    if folder is not None:
+        facts_of(folder)
+        return Checkpoint(name, folder, None)
+    with revisions.repository() as repo:
+        return of_commit(repo, commit_of(repo, name), name)
+
+
+def commit_of(repo: Any, name: str) -> str:
+    """The Git commit of the registered version, experiment or revision called `name`, in this order."""
+    from scmrepo.exceptions import SCMError
+
+    version = versions.named(repo, name)
+    if version:
+        return version.commit
+    experiment = revisions.the_one(name, revisions.experiments(repo))
+    if experiment:
+        return experiment.revision
+    try:
+        if name.strip():  # which Git takes for HEAD
+            return repo.scm.resolve_rev(f"{name}^{{commit}}")
+    except (SCMError, ValueError):
+        revisions.check_ended(name)
+    raise UserError(
+        f"{quoted(name)}: no checkpoint has this name: no folder, experiment or revision; `dvc exp list --all-commits` "
+        f"lists the experiments, `gto show` the registered models"
+    )
+
+
+def of_commit(repo: Any, commit: str, name: str, anew: bool = False) -> Checkpoint:
+    """The checkpoint that dvc.lock of `commit` names, with its base model.
+
+    `anew`: all of it comes from DVC's cache or the remote once more, so that it is certain to be there.
+    """
+    locked = fetched.lock(repo, commit, name)
+    folder = fetched.output(repo, commit, locked, places.TUNED, name, anew)
+    facts = facts_of(folder)
+    base = base_of(locked, facts)
+    if base is None or (not anew and _holds(base, facts)):
+        return Checkpoint(name, folder, None)
+    return Checkpoint(name, folder, fetched.output(repo, commit, locked, base, name, anew))
+
+
+def facts_of(folder: Path) -> dict:
+    """What is noted of the checkpoint in `folder`. Raises UserError if there is none."""
+    facts = read_yaml(folder / places.FACTS) if (folder / places.FACTS).exists() else {}
+    if facts.get("method") not in METHODS:
+        raise UserError(f"{folder}: no fine-tuned model there; run `dvc repro train`, or name an experiment")
+    return facts
+
+
+def base_of(locked: dict, facts: dict) -> Path | None:
+    """The pipeline's folder of the base model of which `facts` speak; None where it needs none, or has one from outside
+    the pipeline (`stages/train.py --model_name`)."""
+    base = Path(facts["base"])
+    made_there = dvc_lock.has_output(locked, base.as_posix())
+    return base if METHODS[facts["method"]].adapters and made_there else None
+
+
+def _folder(name: str) -> Path | None:
+    """The folder that the user means by `name`, if it holds facts of a model."""
+    try:
+        path = places.given(name)
+        return path if (path / places.FACTS).is_file() else None
+    except (OSError, ValueError, RuntimeError):  # what is no path: too long, a null byte, the home of nobody
+        return None
+
+
+def _holds(base: Path, facts: dict) -> bool:
+    """Whether the workspace's folder `base` has the weights that the adapter was trained over."""
+    return (base / "config.json").exists() and facts.get("base_fingerprint") in (None, fingerprint(base))

@@ -1,0 +1,77 @@
+"""What a Git commit's dvc.lock names, fetched by DVC beside the user's files, never over them."""
+
+import sys
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from finetune.errors import UserError
+from finetune.experiments import dvc_lock
+from finetune.files import whole_folder
+
+FETCHED = Path(".dvc/tmp/checkpoints")
+"""A folder for each hash. Safe to delete: what is needed again is fetched again."""
+
+
+def read(repo: Any, commit: str, file: str, name: str) -> str:
+    """The text of `file`, kept by Git, as it is in `commit`. Raises UserError, about `name`, if it isn't there."""
+    try:
+        return repo.scm.get_fs(commit).read_text(in_git(repo, file), encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{name}: no {file} in that commit; run the pipeline there, and commit {file}") from None
+
+
+def in_git(repo: Any, file: str) -> str:
+    """The path of `file` from the root of the Git repository, in which DVC's may be a folder."""
+    return (Path(repo.root_dir).relative_to(repo.scm.root_dir) / file).as_posix()
+
+
+def lock(repo: Any, commit: str, name: str) -> dict:
+    """dvc.lock as it is in `commit`."""
+    return yaml.safe_load(read(repo, commit, "dvc.lock", name))
+
+
+def output(repo: Any, commit: str, locked: dict, path: Path, name: str, anew: bool = False) -> Path:
+    """The folder `path` as `locked`, dvc.lock of `commit`, has it: from an earlier call unless `anew`, DVC's cache or
+    the remote.
+
+    Raises UserError, about `name`, if no stage of it made `path`, or neither has it.
+    """
+    if not dvc_lock.has_output(locked, path.as_posix()):
+        raise UserError(f"{name}: its dvc.lock has no {path}; run `dvc repro` there, and commit dvc.lock")
+    target = FETCHED / dvc_lock.output_hash(locked, path.as_posix()).removesuffix(".dir")
+    if anew or not target.exists():
+        if not anew:
+            print(f"fetching {path} of {name}", file=sys.stderr)
+        with whole_folder(target) as draft:
+            _fetch(repo, commit, path, draft / path.name, name)
+    return target / path.name
+
+
+def _fetch(repo: Any, commit: str, path: Path, target: Path, name: str) -> None:
+    from dvc.exceptions import DvcException
+    from dvc_data.index import DataIndexDirError
+
+    with repo.switch(commit):
+        try:
+            repo.dvcfs.get(str(PurePosixPath("/") / path.as_posix()), str(target))
+        except (DvcException, DataIndexDirError, FileNotFoundError):
+            raise UserError(f"{name}: no {path} of it, {_searched(repo)}") from None
+
+
+def _searched(repo: Any) -> str:
+    if has_remote(repo):
+        return "here or in the remote; run it again, or `dvc push` where it ran"
+    return "and DVC has no remote to fetch it from; name the one it was pushed to: `dvc remote add --default NAME URL`"
+
+
+def has_remote(repo: Any) -> bool:
+    """Whether DVC has a default remote."""
+    from dvc.config import NoRemoteError
+
+    try:
+        repo.cloud.get_remote()
+    except NoRemoteError:
+        return False
+    return True

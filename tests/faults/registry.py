@@ -1,0 +1,85 @@
+"""Mistakes with registered models and names of checkpoints."""
+
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+from helpers import commit
+
+from faults import Bench, Fault
+from finetune.commands.main import main
+
+
+def named(what: str, command: str, sentence: str, prepare: Callable[[Path], object]) -> Fault:
+    """A folder that `prepare` made a repository, or didn't, and a subcommand of `finetune` that looks up a name there."""
+
+    def cause(bench: Bench) -> str:
+        prepare(bench.folder)
+        with pytest.raises(SystemExit) as ended:
+            main(shlex.split(command))
+        return str(ended.value.code).removeprefix("error: ")
+
+    return Fault("registry", what, sentence, cause)
+
+
+def repository(folder: Path) -> None:
+    """Git and DVC, and one commit, without a dvc.lock."""
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    with Repo.init(str(folder)):
+        commit(folder, "settings")
+
+
+def nothing(folder: Path) -> None:
+    """No repository."""
+
+
+FAULTS: list[Fault] = [
+    named(
+        "`register` outside a Git repository",
+        "register haiku",
+        "experiments, revisions and registered models are found in a Git repository that uses DVC and has a commit; "
+        "go to it",
+        nothing,
+    ),
+    named(
+        "a model's name with a space",
+        "register 'my haiku'",
+        "'my haiku': can't be a model's name; letters, digits, - _ and / make one, as in haiku",
+        nothing,
+    ),
+    named(
+        "`--version 2`",
+        "register haiku --version 2",
+        "--version 2: is no version; write v2, or v2.0.0",
+        nothing,
+    ),
+    named(
+        "`--from` with a name that nothing has",
+        "register haiku --from nobody",
+        "'nobody': no checkpoint has this name: no folder, experiment or revision; `dvc exp list --all-commits` lists "
+        "the experiments, `gto show` the registered models",
+        repository,
+    ),
+    named(
+        "a commit from before the pipeline ran",
+        "register haiku",
+        "HEAD: no dvc.lock in that commit; run the pipeline there, and commit dvc.lock",
+        repository,
+    ),
+    named(
+        "a version that isn't registered, or not fetched",
+        "push haiku@v2",
+        "haiku@v2: not in the registry: no haiku is registered here; `git fetch --tags` brings what others have "
+        "registered",
+        repository,
+    ),
+    named(
+        "`push` of a name without a version",
+        "push haiku",
+        "haiku: is no registered version; name one as in haiku@v1, or make one: `finetune register`",
+        repository,
+    ),
+]
