@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
+
+from finetune.serving.request import Request
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from finetune.serving.engine import Request
-
-    R = TypeVar("R", bound=Request)
-
 
 @torch.no_grad()
-def answer_alone(model: PreTrainedModel | PeftModel, request: R) -> R:
+def answer_alone(model: PreTrainedModel | PeftModel, request: Request) -> Request:
     """`request`, with all tokens of its answer made."""
     from transformers import GenerationConfig
 

@@ -7,8 +7,8 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from finetune.data.turns import Turn
-from finetune.serving.engine import Request
 from finetune.serving.models import Served
+from finetune.serving.request import Request
 from finetune.serving.sampling import Sampling
 from finetune.serving.text import TextStream
 

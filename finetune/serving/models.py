@@ -25,10 +25,10 @@ from finetune.models.base import load_base
 from finetune.models.ends import end_tokens
 from finetune.models.fingerprint import check_base, fingerprint
 from finetune.models.four_bits import in_4_bits
-from finetune.models.saved import read_facts
+from finetune.registry.checkpoints import Checkpoint, facts_of, find
 from finetune.serving.adapter_file import is_plain, read_adapter
-from finetune.serving.checkpoints import Checkpoint, find
-from finetune.serving.engine import Engine, Request
+from finetune.serving.engine import Engine
+from finetune.serving.request import Request
 from finetune.serving.sampling import Sampling
 from finetune.serving.text import TextStream
 
@@ -129,7 +129,7 @@ class Models:
         if name in self._served:
             return self._served[name]
         checkpoint = find(name)
-        facts = read_facts(checkpoint.folder)
+        facts = facts_of(checkpoint.folder)
         tokenizer = tokenizers.load(checkpoint.folder)
         template = Template(facts["template"], tokenizer)
         shared = self._over_base(checkpoint, facts, template)

@@ -15,8 +15,9 @@ from finetune.data.turns import Turn
 from finetune.device import is_out_of_memory
 from finetune.errors import UserError
 from finetune.serving.batch import Piece, new_text
-from finetune.serving.engine import Engine, Request
+from finetune.serving.engine import Engine
 from finetune.serving.models import Models, Served
+from finetune.serving.request import Request
 from finetune.serving.sampling import Sampling
 from finetune.serving.text import TextStream
 

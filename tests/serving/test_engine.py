@@ -14,7 +14,8 @@ from finetune.models import tokenizer as tokenizers
 from finetune.models.base import load_base
 from finetune.serving.adapter_file import read_adapter
 from finetune.serving.alone import answer_alone
-from finetune.serving.engine import Engine, Request
+from finetune.serving.engine import Engine
+from finetune.serving.request import Request
 from finetune.serving.sampling import Sampling, draw
 from finetune.serving.text import TextStream
 
