@@ -16,6 +16,8 @@ from finetune.experiments import dvc_lock
 from finetune.files import jsonl_rows
 from finetune.places import CURVES, MEMORY_TABLE, METRICS, PLOTS, PREDICTIONS, PREPARED
 
+_BRING_BACK = "run it again, or `dvc push` where it ran"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -73,7 +75,21 @@ def find(patterns: list[str]) -> list[Run]:
     """
     known = _experiments()
     names = list(dict.fromkeys(name for pattern in patterns for name in _matching(pattern, known)))
-    return [_read(*known.get(name, (name, name)), name, "run it again, or `dvc push` where it ran") for name in names]
+    return [_read(*known.get(name, (name, name)), name, _BRING_BACK) for name in names]
+
+
+def answers(name: str, file: str = "tuned") -> list[dict]:
+    """The recorded test answers of one run, nothing else of it read: 'workspace', an experiment or a Git revision.
+
+    `file` is tuned, base or base-4bit: whose answers. Raises UserError as `workspace` and `find` do.
+    """
+    revision, remedy = None, "run `dvc repro` first"
+    if name != "workspace":
+        known = _experiments()
+        revision, remedy = known[name][0] if name in known else _unfinished(name), _BRING_BACK
+    params, locked = (yaml.safe_load(_text(path, revision, name, remedy)) for path in ("params.yaml", "dvc.lock"))
+    dvc_lock.check_consistent(locked, params, name)
+    return jsonl_rows(_text(PREDICTIONS / f"{file}.jsonl", revision, name, remedy))
 
 
 def _experiments() -> dict[str, tuple[str, str]]:
@@ -118,21 +134,26 @@ def _unfinished(name: str) -> str:
     return name
 
 
-def _read(revision: str | None, commit: str, name: str, remedy: str) -> Run:
+def _text(path: str | Path, revision: str | None, name: str, remedy: str) -> str:
+    """A file of run `name`."""
     import dvc.api
     from dvc.exceptions import DvcException
     from dvc.scm import SCMError
     from dvc_data.index import DataIndexDirError
 
+    try:
+        return dvc.api.read(Path(path).as_posix(), rev=revision, encoding="utf-8")
+    except SCMError:
+        raise UserError(
+            f"{name}: no such experiment or revision; `dvc exp list --all-commits` lists the experiments"
+        ) from None
+    except (DvcException, DataIndexDirError, OSError):
+        raise UserError(f"{name}: no {path} of it, here or in the remote; {remedy}") from None
+
+
+def _read(revision: str | None, commit: str, name: str, remedy: str) -> Run:
     def text(path: str | Path) -> str:
-        try:
-            return dvc.api.read(Path(path).as_posix(), rev=revision, encoding="utf-8")
-        except SCMError:
-            raise UserError(
-                f"{name}: no such experiment or revision; `dvc exp list --all-commits` lists the experiments"
-            ) from None
-        except (DvcException, DataIndexDirError, OSError):
-            raise UserError(f"{name}: no {path} of it, here or in the remote; {remedy}") from None
+        return _text(path, revision, name, remedy)
 
     def table(path: Path) -> pandas.DataFrame:
         return pandas.read_csv(io.StringIO(text(path)), sep="\t")

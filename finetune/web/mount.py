@@ -1,0 +1,76 @@
+"""The page as a part of the server's app."""
+
+import hmac
+from pathlib import Path
+
+from fastapi import Request
+from nicegui import app as pages
+from nicegui import ui
+from starlette.applications import Starlette
+
+from finetune.web.page import Page
+from finetune.web.recorded import Recorded
+from finetune.web.worker import Worker
+
+TITLE = "finetune: models side by side"
+_STYLE = Path(__file__).with_name("style.css")
+
+
+def mount(app: Starlette, worker: Worker, key: str | None) -> None:
+    """Serve the page at `/` of `app`; call it once a process, after the app's own routes.
+
+    With a `key` the page opens at `/?key=…`, and else asks for it.
+    """
+    recorded = Recorded()
+
+    @ui.page("/", title=TITLE)
+    async def page(request: Request) -> None:
+        ui.add_css(_STYLE)
+        if key is None:
+            Page(worker, recorded)
+            return
+        offered = request.query_params.get("key", "")
+        await ui.context.client.connected()
+        # Kept in the server's memory for the tab, so that the key needn't stay in the address.
+        tab = pages.storage.tab
+        if _same(offered, key):
+            tab["let_in"] = True
+            ui.run_javascript("history.replaceState(null, '', location.pathname)")
+        if tab.get("let_in"):
+            Page(worker, recorded)
+        else:
+            _ask_for(key, worker, recorded)
+
+    # NiceGUI brings its scripts, styles and fonts along and loads nothing from elsewhere, so the page works offline.
+    ui.run_with(
+        app,  # type: ignore[arg-type]  # it uses what Starlette's apps have
+        title=TITLE,
+        favicon="⚖️",
+        dark=None,
+        language="en-US",
+        tailwind=False,
+        show_welcome_message=False,
+    )
+
+
+def _ask_for(key: str, worker: Worker, recorded: Recorded) -> None:
+    """A field for the key, in whose place the page comes."""
+
+    def enter() -> None:
+        if not _same(field.value or "", key):
+            ui.notify("This is not the server's key; it was printed when the server started.", type="warning")
+            return
+        pages.storage.tab["let_in"] = True
+        card.delete()
+        with root:
+            Page(worker, recorded)
+
+    root = ui.element("div").classes("whole")
+    with root, ui.element("main") as card:
+        ui.label("This server asks for its key.").props("role=heading aria-level=1").classes("title")
+        field = ui.input("Key", password=True).props("outlined").on("keydown.enter", enter)
+        ui.button("Open", on_click=enter)
+
+
+def _same(offered: str, key: str) -> bool:
+    return hmac.compare_digest(offered.encode(), key.encode())
