@@ -23,6 +23,7 @@ ORDER = [
     "tracking",
     "evaluation",
     "comparison",
+    "web",
     "commands",
 ]
 """Folders of the library; one may import those before it, and itself."""

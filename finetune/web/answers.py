@@ -35,11 +35,13 @@ class Answers:
         self._search = ui.input("Search prompts and answers", on_change=self._from_the_start).props(
             "outlined dense clearable debounce=300"
         )
-        self._search.classes("wide")
+        self._search.classes("ft-wide")
         self._notes = ui.element("div")
-        self._count = ui.label().classes("figures").props("role=status")
-        self._list = ui.element("div").classes("examples")
-        self._page = ui.pagination(1, 1, direction_links=True, on_change=self.show).props("max-pages=7 boundary-numbers")
+        self._count = ui.label().classes("ft-figures").props("role=status")
+        self._list = ui.element("div").classes("ft-examples")
+        self._page = ui.pagination(1, 1, direction_links=True, on_change=self.show).props(
+            "max-pages=7 boundary-numbers"
+        )
 
     async def load(self) -> None:
         """Read the answers of the models that are chosen now."""
@@ -51,7 +53,7 @@ class Answers:
                 rows[name] = await self._recorded.rows(name)
             except UserError as error:
                 with self._notes:
-                    ui.label(str(error)).classes("error")
+                    ui.label(str(error)).classes("ft-error")
         self._names = list(rows)
         self._examples = examples(rows)
         self._from_the_start()
@@ -75,25 +77,29 @@ class Answers:
         self.show()
 
     def _draw(self, example: Example) -> None:
-        with ui.element("article").classes("example").props(f'aria-label="{plain(example.record)}"'):
-            with ui.row().classes("record"):
+        with ui.element("article").classes("ft-example") as article:
+            article.props["aria-label"] = example.record
+            with ui.row().classes("ft-record"):
                 ui.label(example.record)
-                ui.button("Ask it live", icon="send", on_click=lambda: self._ask_live(example)).props("flat dense")
-            with ui.element("div").classes("columns"):
+                ui.button("Ask it live", icon="send", on_click=lambda: self._ask_live(example)).props(
+                    "flat dense no-caps"
+                )
+            with ui.element("div").classes("ft-columns"):
                 for title, text in (("Prompt", example.prompt), ("Reference", example.reference)):
-                    with ui.element("section").classes("column"):
-                        ui.label(title).classes("model")
-                        ui.html(plain(text)).classes("text")
+                    with ui.element("section").classes("ft-column"):
+                        ui.label(title).classes("ft-model")
+                        ui.html(plain(text)).classes("ft-text")
                 for name in self._names:
                     self._draw_answer(example, name)
 
     def _draw_answer(self, example: Example, name: str) -> None:
         answer, first = (example.answers.get(one) for one in (name, self._names[0]))
-        with ui.element("section").classes("column"):
+        with ui.element("section").classes("ft-column"):
             heading(name, self._worker.method(name))
             if answer is None:
-                ui.label("This prompt is not in its test set.").classes("figures")
+                ui.label("This prompt is not in its test set.").classes("ft-figures")
                 return
             compared = self._differences() and first and first is not answer
-            ui.html(marked(first.text, answer.text) if compared and first else plain(answer.text)).classes("text")
-            ui.label(f"ROUGE-L {answer.rouge_l:.1f} · loss {answer.loss:.3f} nats per token").classes("figures")
+            ui.html(marked(first.text, answer.text) if compared and first else plain(answer.text)).classes("ft-text")
+            figures = f"ROUGE-L {answer.rouge_l:.1f} · loss {answer.loss:.3f} nats per token"
+            ui.label(figures if answer.text else f"empty answer · {figures}").classes("ft-figures")

@@ -21,15 +21,15 @@ class Ask:
         self._differences = differences
         self._columns: list[Column] = []
         self._tasks: list[asyncio.Task] = []
-        self._instruction = ui.textarea("Instruction").props("outlined autogrow").classes("wide")
-        self._input = ui.textarea("Input (optional): a text to work on").props("outlined autogrow").classes("wide")
+        self._instruction = ui.textarea("Instruction").props("outlined autogrow").classes("ft-wide")
+        self._input = ui.textarea("Input (optional)").props("outlined autogrow").classes("ft-wide")
         self._instruction.on("keydown.ctrl.enter", self._ask)
         self._settings = Settings()
         with ui.row():
-            self._start = ui.button("Ask", icon="send", on_click=self._ask)
-            self._halt = ui.button("Stop", icon="stop", on_click=self.stop).props("outline")
+            self._start = ui.button("Ask", icon="send", on_click=self._ask).props("no-caps")
+            self._halt = ui.button("Stop", icon="stop", on_click=self.stop).props("outline no-caps")
         self._halt.disable()
-        self._place = ui.element("div").classes("columns")
+        self._place = ui.element("div").classes("ft-columns")
         ui.context.client.on_delete(self.stop)
 
     def fill_in(self, turn: Turn) -> None:
@@ -43,9 +43,9 @@ class Ask:
 
     def compare(self) -> None:
         """Mark or unmark the words that differ from the first column's, in answers that have ended."""
-        first, *others = self._columns or [None]
-        for column in others:
-            if first and first.done and column.done:
+        for column in self._columns[1:]:
+            first = self._columns[0]
+            if first.done and column.done:
                 column.compare(first.text if self._differences() else None)
 
     async def _ask(self) -> None:

@@ -25,11 +25,14 @@ class Column:
         self.text = ""
         self.done = False
         self._worker = worker
-        with ui.element("section").classes("column").props(f'aria-label="Answer of {plain(name)}"'):
+        with ui.element("section").classes("ft-column") as section:
+            section.props["aria-label"] = f"Answer of {name}"
             heading(name, worker.method(name))
             # A screen reader speaks the answer when it is whole, not each piece of it.
-            self._answer = ui.html(tag="div").classes("text").props("aria-live=polite aria-busy=true")
-            self._figures = ui.label("waiting for the first token").classes("figures")
+            self._answer = ui.html(tag="div").classes("ft-text").props("aria-live=polite aria-busy=true")
+            self._error = ui.label().classes("ft-error").props("role=alert")
+            self._error.visible = False
+            self._figures = ui.label("waiting for the first token").classes("ft-figures")
 
     async def fill(self, turns: Sequence[Turn], sampling: Sampling, max_new_tokens: int) -> None:
         """Stream the answer. What goes wrong becomes a sentence in the column; cancelling keeps what has come."""
@@ -44,7 +47,9 @@ class Column:
                     if time.monotonic() - drawn > _REDRAW:
                         self._draw(self._spent(first, piece))
                         drawn = time.monotonic()
-            end = "cut at the most tokens" if piece and piece.reason == "length" else ""
+            end = "" if self.text else "empty answer"
+            if piece and piece.reason == "length":
+                end = "cut: as many tokens as are allowed"
         except UserError as error:
             end = self._say(str(error))
         except Exception:
@@ -52,25 +57,26 @@ class Column:
             end = self._say("The answer broke off; the server's log says why.")
         finally:
             self.done = True
-            self._draw(" · ".join(filter(None, [first and piece and self._spent(first, piece), end])))
+            spent = [self._spent(first, piece)] if first and piece else []
+            self._draw(" · ".join([*spent, end] if end else spent))
             self._answer.props("aria-busy=false")
 
     def compare(self, first: str | None) -> None:
         """Mark the words that differ from the `first` answer; None marks nothing."""
-        self._answer.content = plain(self.text) if first is None else marked(first, self.text)
+        self._answer.content = plain(self.text.strip()) if first is None else marked(first.strip(), self.text.strip())
 
     def _draw(self, figures: str) -> None:
-        self._answer.content = plain(self.text)
+        self._answer.content = plain(self.text.strip())
         self._figures.text = figures
 
     def _say(self, sentence: str) -> str:
-        with self._answer.parent_slot.parent:
-            ui.label(sentence).classes("error").props("role=alert")
-        return "no answer" if not self.text else "broke off"
+        self._error.text = sentence
+        self._error.visible = True
+        return "broke off" if self.text else "no answer"
 
     def _spent(self, first: Piece, last: Piece) -> str:
         """Speed is of the tokens after the first, whose wait is given beside it."""
-        parts = [f"{last.tokens} tokens"]
+        parts = ["1 token" if last.tokens == 1 else f"{last.tokens} tokens"]
         if last.seconds > first.seconds:
             parts.append(f"{(last.tokens - first.tokens) / (last.seconds - first.seconds):.1f} tokens/s")
         parts.append(f"first after {first.seconds:.2f} s")

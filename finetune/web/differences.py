@@ -5,14 +5,16 @@ from html import escape
 
 import regex
 
-_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 """Scripts that set no spaces between words: there each character is compared."""
-_WORD = regex.compile(rf"(?:[{_UNSPACED}]\p{{M}}*|[^\s{_UNSPACED}]+)\s*|\s+")
+_LETTERS = rf"[\w--{_UNSPACED}]+"
+_WORD = regex.compile(rf"(?:{_UNSPACED}\p{{M}}*|{_LETTERS}(?:['\u2019-]{_LETTERS})*|[^\w\s])\s*|\s+", regex.V1)
+"""A word or a mark, with the white space behind it; nothing of a text is left out."""
 
 
 def plain(text: str) -> str:
-    """`text` as HTML."""
-    return escape(text)
+    """`text` as HTML, for a place between tags."""
+    return escape(text, quote=False)
 
 
 def marked(first: str, text: str) -> str:
@@ -23,14 +25,16 @@ def marked(first: str, text: str) -> str:
     parts = []
     for kind, start, end, new_start, new_end in matcher.get_opcodes():
         if kind == "equal":
-            parts.append(escape("".join(after[new_start:new_end])))
+            parts.append(plain("".join(after[new_start:new_end])))
         else:
-            parts += [_in("del", before[start:end]), _in("ins", after[new_start:new_end])]
+            gone = _in("del", before[start:end])
+            # A gap, so that what is gone doesn't touch what came in its place.
+            parts += [f"{gone} " if gone.endswith(">") else gone, _in("ins", after[new_start:new_end])]
     return "".join(parts)
 
 
 def _in(tag: str, words: list[str]) -> str:
-    """The words in the tag, and the white space behind them outside, where a line isn't drawn."""
+    """The words in the tag; the white space behind them outside, where no line is drawn."""
     text = "".join(words)
     said = text.rstrip()
-    return f"<{tag}>{escape(said)}</{tag}>{text[len(said) :] or ' '}" if said else ""
+    return f"<{tag}>{plain(said)}</{tag}>{text[len(said) :]}" if said else text

@@ -65,9 +65,9 @@ def _ask_for(key: str, worker: Worker, recorded: Recorded) -> None:
         with root:
             Page(worker, recorded)
 
-    root = ui.element("div").classes("whole")
-    with root, ui.element("main") as card:
-        ui.label("This server asks for its key.").props("role=heading aria-level=1").classes("title")
+    root = ui.element("div").classes("ft-whole")
+    with root, ui.element("div").classes("ft-sheet") as card:
+        ui.label("This server asks for its key.").props("role=heading aria-level=1").classes("ft-title")
         field = ui.input("Key", password=True).props("outlined").on("keydown.enter", enter)
         ui.button("Open", on_click=enter)
 

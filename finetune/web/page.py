@@ -21,24 +21,23 @@ class Page:
     def __init__(self, worker: Worker, recorded: Recorded) -> None:
         self._worker = worker
         names = list(worker.names)
-        with ui.element("header"):
-            ui.label("Fine-tuned models side by side").props("role=heading aria-level=1").classes("title")
-        with ui.element("main"):
-            with ui.element("div").classes("choice"):
+        with ui.element("div").classes("ft-sheet"):
+            ui.label("Fine-tuned models side by side").props("role=heading aria-level=1").classes("ft-title")
+            with ui.element("div").classes("ft-choice"):
                 self._models = ui.select(
                     names, value=names[:2], multiple=True, label=f"Models (1 to {MOST})", on_change=self._choose
                 )
-                self._models.props(f"outlined use-chips max-values={MOST}").classes("models")
-                self._name = ui.input("Add an experiment by name").props("outlined").on("keydown.enter", self._add)
-                self._add_button = ui.button("Add", icon="add", on_click=self._add).props("outline")
+                self._models.props(f"outlined use-chips max-values={MOST}").classes("ft-models")
+                self._name = ui.input("Add an experiment").props("outlined").on("keydown.enter", self._add)
+                self._add_button = ui.button("Add", icon="add", on_click=self._add).props("outline no-caps")
                 self._differences = ui.switch("Show differences", on_change=self._compare)
             self._legend = ui.html(
                 "Against the first model: <ins>only here</ins>, <del>only in the first</del>.", tag="p"
-            ).classes("figures")
+            ).classes("ft-figures")
             self._legend.bind_visibility_from(self._differences, "value")
             with ui.tabs().props("align=left no-caps") as self._tabs:
                 live, tests = ui.tab("Ask"), ui.tab("Test answers")
-            with ui.tab_panels(self._tabs, value=live, animated=False, keep_alive=True).classes("panels"):
+            with ui.tab_panels(self._tabs, value=live, animated=False, keep_alive=True).classes("ft-panels"):
                 with ui.tab_panel(live):
                     self._ask = Ask(worker, self._chosen, self._marking)
                 with ui.tab_panel(tests):

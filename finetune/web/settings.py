@@ -10,7 +10,7 @@ class Settings:
     """Fields for temperature, top-p, top-k, seed and length."""
 
     def __init__(self) -> None:
-        with ui.expansion("Settings", icon="tune").classes("settings"), ui.element("div").classes("fields"):
+        with ui.expansion("Settings", icon="tune").classes("ft-settings"), ui.element("div").classes("ft-fields"):
             self._temperature = _field("Temperature", "0: always the likeliest token", 0, step=0.1)
             self._top_p = _field("Top-p", "share of probability to draw from, 1: all", 1, step=0.05)
             self._top_k = _field("Top-k", "tokens to draw from, 0: all", 0)

@@ -19,14 +19,13 @@ ANSWERS = {
 
 
 class Script:
-    """Answers a word each hundredth of a second, the instruction before it."""
+    """Answers a word each hundredth of a second, or each fifth if asked slowly, the instruction before it."""
 
     def __init__(self) -> None:
         self.names: tuple[str, ...] = tuple(ANSWERS)
-        self.open = 0
 
     def method(self, name: str) -> str | None:
-        return {"workspace": "full", "qlora-1": "qlora"}.get(name)
+        return {"workspace": "full", "qlora-1": "qlora", "lora-1": "lora"}.get(name)
 
     def memory_gb(self, name: str) -> float:
         return 0.269 if name == "workspace" else 0.02
@@ -38,20 +37,21 @@ class Script:
         if "broken" in text:
             raise RuntimeError("a fault")
         words = text.split(" ")
-        self.open += 1
+        index = 0
         try:
             for index, word in enumerate(words[:max_new_tokens], start=1):
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.2 if "slowly" in text else 0.01)
                 last = index == min(len(words), max_new_tokens)
                 reason = ("stop" if index == len(words) else "length") if last else None
                 yield Piece(word if last else f"{word} ", index, index * 0.01, reason)
         finally:
-            self.open -= 1
-            print("open", self.open, flush=True)
+            print(f"closed {turns[-1].text} after {index} words", flush=True)
 
     async def add(self, name: str) -> None:
         if name != "lora-1":
-            raise UserError(f"{name}: no such experiment or revision; `dvc exp list --all-commits` lists the experiments")
+            raise UserError(
+                f"{name}: no such experiment or revision; `dvc exp list --all-commits` lists the experiments"
+            )
         ANSWERS[name] = "Added."
         self.names = tuple(ANSWERS)
 
