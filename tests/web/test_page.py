@@ -30,7 +30,11 @@ def column(page, name: str):
     return page.get_by_role("region", name=f"Answer of {name}", exact=True)
 
 
-def ended(page) -> None:
+def ended(page, words: str) -> None:
+    """Wait until every column holds its whole answer, with `words` in it."""
+    page.get_by_role("region").first.wait_for()
+    for region in page.get_by_role("region").all():
+        region.locator("[aria-busy=false]", has_text=words).wait_for()
     page.get_by_role("button", name="Stop", disabled=True).wait_for()
 
 
@@ -53,7 +57,7 @@ def test_two_users_at_once_see_their_own_answers_stream(server, visit):
         assert user.get_by_role("region").count() == 2 and others not in user.content()
 
     second.close()  # in the middle of its answers, which have to stop: nobody reads them
-    ended(first)
+    ended(first, "Name the sun")
     whole = column(first, "models/mine").inner_text()
     assert whole.count("word") == 253 and "256 tokens" in whole and "cut: as many tokens as are allowed" in whole
     figures = "13 tokens · 100.0 tokens/s · first after 0.01 s · 0.269 GB held"
@@ -71,7 +75,7 @@ def test_two_users_at_once_see_their_own_answers_stream(server, visit):
 def test_differences_are_marked_on_demand_and_answers_are_text(server, visit):
     page = visit(server[0], viewport={"width": 390, "height": 800}, color_scheme="dark")
     ask(page, "Name it")
-    ended(page)
+    ended(page, "Name it")
     first, second = column(page, "workspace"), column(page, "qlora-1")
     assert "<b>round</b>" in first.inner_text()
     assert second.locator("ins, del").count() == 0
@@ -106,7 +110,7 @@ def test_what_goes_wrong_is_said_in_a_sentence(server, visit):
     ask(page, "Go on")
     streaming(page, "models/mine", "word")
     page.get_by_role("button", name="Stop").click()
-    ended(page)
+    ended(page, "Go on")
     stopped = column(page, "models/mine").inner_text()
     assert "stopped" in stopped and 0 < stopped.count("word") < 250
 
@@ -126,7 +130,7 @@ def test_an_experiment_can_be_added(server, visit):
     page.get_by_role("button", name="Add", exact=True).click()
     page.get_by_role("button", name="Remove").nth(2).wait_for()
     ask(page, "Who")
-    ended(page)
+    ended(page, "Who")
     assert "Who: Added." in column(page, "lora-1").inner_text()
 
 
