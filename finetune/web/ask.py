@@ -15,7 +15,9 @@ from finetune.web.worker import Sampling, Worker
 class Ask:
     """The instruction's fields, and below a column for each model chosen."""
 
-    def __init__(self, worker: Worker, chosen: Callable[[], Sequence[str]], differences: Callable[[], bool]) -> None:
+    def __init__(
+        self, worker: Worker, most_tokens: int, chosen: Callable[[], Sequence[str]], differences: Callable[[], bool]
+    ) -> None:
         self._worker = worker
         self._chosen = chosen
         self._differences = differences
@@ -24,7 +26,7 @@ class Ask:
         self._instruction = ui.textarea("Instruction").props("outlined autogrow").classes("ft-wide")
         self._input = ui.textarea("Input (optional)").props("outlined autogrow").classes("ft-wide")
         self._instruction.on("keydown.ctrl.enter", self._ask)
-        self._settings = Settings()
+        self._settings = Settings(most_tokens)
         with ui.row():
             self._start = ui.button("Ask", icon="send", on_click=self._ask).props("no-caps")
             self._halt = ui.button("Stop", icon="stop", on_click=self.stop).props("outline no-caps")

@@ -1,6 +1,7 @@
 """The page as a part of the server's app."""
 
 import hmac
+from collections.abc import Callable
 from pathlib import Path
 
 from fastapi import Request
@@ -16,18 +17,22 @@ TITLE = "finetune: models side by side"
 _STYLE = Path(__file__).with_name("style.css")
 
 
-def mount(app: Starlette, worker: Worker, key: str | None) -> None:
+def mount(app: Starlette, worker: Worker, key: str | None, most_tokens: int) -> None:
     """Serve the page at `/` of `app`; call it once a process, after the app's own routes.
 
-    With a `key` the page opens at `/?key=…`, and else asks for it.
+    Answers have at most `most_tokens` tokens. With a `key` the page opens at `/?key=…`, and else asks for it.
+    The server has to run the app's lifespan, in which NiceGUI starts.
     """
     recorded = Recorded()
+
+    def show() -> None:
+        Page(worker, most_tokens, recorded)
 
     @ui.page("/", title=TITLE)
     async def page(request: Request) -> None:
         ui.add_css(_STYLE)
         if key is None:
-            Page(worker, recorded)
+            show()
             return
         offered = request.query_params.get("key", "")
         await ui.context.client.connected()
@@ -37,9 +42,9 @@ def mount(app: Starlette, worker: Worker, key: str | None) -> None:
             tab["let_in"] = True
             ui.run_javascript("history.replaceState(null, '', location.pathname)")
         if tab.get("let_in"):
-            Page(worker, recorded)
+            show()
         else:
-            _ask_for(key, worker, recorded)
+            _ask_for(key, show)
 
     # NiceGUI brings its scripts, styles and fonts along and loads nothing from elsewhere, so the page works offline.
     ui.run_with(
@@ -53,17 +58,17 @@ def mount(app: Starlette, worker: Worker, key: str | None) -> None:
     )
 
 
-def _ask_for(key: str, worker: Worker, recorded: Recorded) -> None:
+def _ask_for(key: str, show: Callable[[], None]) -> None:
     """A field for the key, in whose place the page comes."""
 
     def enter() -> None:
         if not _same(field.value or "", key):
-            ui.notify("This is not the server's key; it was printed when the server started.", type="warning")
+            ui.notify("This is not the key that the server was started with.", type="warning")
             return
         pages.storage.tab["let_in"] = True
         card.delete()
         with root:
-            Page(worker, recorded)
+            show()
 
     root = ui.element("div").classes("ft-whole")
     with root, ui.element("div").classes("ft-sheet") as card:

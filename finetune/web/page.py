@@ -18,7 +18,7 @@ MOST = 4
 class Page:
     """One visitor's page. Nothing of it is shared but the worker and the recorded answers."""
 
-    def __init__(self, worker: Worker, recorded: Recorded) -> None:
+    def __init__(self, worker: Worker, most_tokens: int, recorded: Recorded) -> None:
         self._worker = worker
         names = list(worker.names)
         with ui.element("div").classes("ft-sheet"):
@@ -39,7 +39,7 @@ class Page:
                 live, tests = ui.tab("Ask"), ui.tab("Test answers")
             with ui.tab_panels(self._tabs, value=live, animated=False, keep_alive=True).classes("ft-panels"):
                 with ui.tab_panel(live):
-                    self._ask = Ask(worker, self._chosen, self._marking)
+                    self._ask = Ask(worker, most_tokens, self._chosen, self._marking)
                 with ui.tab_panel(tests):
                     self._answers = Answers(worker, recorded, self._chosen, self._marking, self._ask_live)
         self._tabs.on_value_change(self._choose)

@@ -58,5 +58,5 @@ class Script:
 
 if __name__ == "__main__":
     app = Starlette()
-    mount(app, Script(), sys.argv[2] if len(sys.argv) > 2 else None)
+    mount(app, Script(), sys.argv[2] if len(sys.argv) > 2 else None, most_tokens=300)
     uvicorn.run(app, port=int(sys.argv[1]), log_level="warning")

@@ -118,6 +118,10 @@ def test_what_goes_wrong_is_said_in_a_sentence(server, visit):
     page.get_by_label("Temperature").fill("-1")
     ask(page, "Go on")
     page.get_by_text("Temperature: give a number from 0 to 5").wait_for()
+    page.get_by_label("Temperature").fill("0.7")
+    page.get_by_label("Max new tokens").fill("301")
+    ask(page, "Go on")
+    page.get_by_text("Max new tokens: the server allows 300, not 301").wait_for()
 
 
 def test_an_experiment_can_be_added(server, visit):
@@ -165,7 +169,7 @@ def test_a_key_is_asked_for(locked_server, visit):
     field = page.get_by_label("Key")
     field.fill("a-kez")
     field.press("Enter")
-    page.get_by_text("This is not the server's key").wait_for()
+    page.get_by_text("This is not the key that the server was started with").wait_for()
     assert page.get_by_label("Instruction").count() == 0
     field.fill("a-key")
     page.get_by_role("button", name="Open").click()
