@@ -47,9 +47,9 @@ class Column:
                     if time.monotonic() - drawn > _REDRAW:
                         self._draw(self._spent(first, piece))
                         drawn = time.monotonic()
-            end = "" if self.text else "empty answer"
+            end = "" if self.text.strip() else "empty answer"
             if piece and piece.reason == "length":
-                end = "cut: as many tokens as are allowed"
+                end = "cut: as many tokens as were allowed"
         except UserError as error:
             end = self._say(str(error))
         except Exception:

@@ -59,7 +59,7 @@ def test_two_users_at_once_see_their_own_answers_stream(server, visit):
     second.close()  # in the middle of its answers, which have to stop: nobody reads them
     ended(first, "Name the sun")
     whole = column(first, "models/mine").inner_text()
-    assert whole.count("word") == 253 and "256 tokens" in whole and "cut: as many tokens as are allowed" in whole
+    assert whole.count("word") == 253 and "256 tokens" in whole and "cut: as many tokens as were allowed" in whole
     figures = "13 tokens · 100.0 tokens/s · first after 0.01 s · 0.269 GB held"
     assert figures in column(first, "workspace").inner_text()
 
