@@ -47,6 +47,7 @@ def mount(app: Starlette, worker: Worker, key: str | None, most_tokens: int) -> 
             _ask_for(key, show)
 
     # NiceGUI brings its scripts, styles and fonts along and loads nothing from elsewhere, so the page works offline.
+    # Gradio (6.31) tells its makers of each start unless GRADIO_ANALYTICS_ENABLED says otherwise.
     ui.run_with(
         app,  # type: ignore[arg-type]  # it uses what Starlette's apps have
         title=TITLE,

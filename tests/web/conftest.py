@@ -87,14 +87,14 @@ def serving(folder: Path, *arguments: str) -> Iterator[tuple[str, Path]]:
 
 
 @pytest.fixture(scope="session")
-def server(recorded) -> Iterator[tuple[str, Path]]:
+def server(chromium, recorded) -> Iterator[tuple[str, Path]]:
     """Address and log of an open server, as on one's own machine."""
     with serving(recorded) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def locked_server(recorded) -> Iterator[tuple[str, Path]]:
+def locked_server(chromium, recorded) -> Iterator[tuple[str, Path]]:
     """Address and log of a server with a key."""
     with serving(recorded, KEY) as running:
         yield running
