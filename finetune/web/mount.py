@@ -15,6 +15,8 @@ from finetune.web.worker import Worker
 
 TITLE = "finetune: models side by side"
 _STYLE = Path(__file__).with_name("style.css")
+_ACCENT = "#1f6feb"
+"""Of buttons; white stands out on it, and it on light ground and dark."""
 
 
 def mount(app: Starlette, worker: Worker, key: str | None, most_tokens: int) -> None:
@@ -31,6 +33,7 @@ def mount(app: Starlette, worker: Worker, key: str | None, most_tokens: int) -> 
     @ui.page("/", title=TITLE)
     async def page(request: Request) -> None:
         ui.add_css(_STYLE)
+        ui.colors(primary=_ACCENT)
         if key is None:
             show()
             return
