@@ -24,6 +24,8 @@ ORDER = [
     "tracking",
     "evaluation",
     "comparison",
+    "serving",
+    "web",
     "commands",
 ]
 """Folders of the library; one may import those before it, and itself."""

@@ -40,19 +40,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _check_key(args.host, key)
     listening = _listen(args.host, args.port)
 
-    import uvicorn
+    try:
+        import uvicorn
+
+        from finetune.serving.server import app
+        from finetune.web.mount import mount
+    except ModuleNotFoundError as missing:
+        raise UserError(f"{missing.name} isn't installed: pip install 'finetune[serve]', or run make setup") from None
 
     from finetune import device
-    from finetune.serving.server import app
     from finetune.serving.worker import worker_of
 
     with device.enough_memory("name fewer models, or a smaller base"):
         worker = worker_of(args.ckpt, args.at_a_time, args.at_a_time + args.queue)
-    config = uvicorn.Config(
-        app(worker, key, args.max_new_tokens), log_level="warning", timeout_graceful_shutdown=2, lifespan="off"
-    )
+    served = app(worker, key, args.max_new_tokens)
+    mount(served, worker, key, args.max_new_tokens)
+    config = uvicorn.Config(served, log_level="warning", timeout_graceful_shutdown=2)
     host = f"[{args.host}]" if ":" in args.host else args.host
-    print(f"serving {', '.join(worker.names)} on http://{host}:{listening.getsockname()[1]}/v1", flush=True)
+    address = f"http://{host}:{listening.getsockname()[1]}"
+    print(f"serving {', '.join(worker.names)}: page at {address}, API at {address}/v1", flush=True)
     try:
         uvicorn.Server(config).run(sockets=[listening])
     except KeyboardInterrupt:  # after the server has ended what it was doing

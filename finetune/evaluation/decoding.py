@@ -12,6 +12,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.nn.functional import linear
 
 from finetune.device import is_out_of_memory
@@ -75,15 +76,14 @@ def prepared(
     base = base_model(model)
     short, long = min(prompts, key=len), max(prompts, key=len)
     tried = [_lengthened(long, len(long) + max_new_tokens), _lengthened(short, len(short) + 1)]
-    logits: list[torch.Tensor] = []
     with ExitStack() as undo:
         try:
-            hidden = [head_inputs(base, input_ids=_ids(base, ids))[0, -2:] for ids in tried]
+            hidden = [head_inputs(base, input_ids=_ids(base, tried[0]))[0, -2:]]
+            logits: list[torch.Tensor] = []
             undo.enter_context(attending_to_slots(base))
-            whole = partial(base, input_ids=_ids(base, tried[-1]), use_cache=False)
-            layers = undo.enter_context(joined(base, lambda: logits.append(whole().logits[0, -2:])))
+            layers = undo.enter_context(joined(base, partial(_pass_seen, base, tried[1], hidden, logits)))
             head: Any = base.get_output_embeddings()
-            near = _is_near(linear(hidden[-1], head.weight, head.bias), logits[0])
+            near = _is_near(linear(hidden[1], head.weight, head.bias), logits[0])
             ready = layers if near and _is_near(_in_slots(base, tried), torch.cat(hidden)) else None
         except Exception as error:  # what a model can't be asked it answers with all kinds of errors
             if is_out_of_memory(error):
@@ -92,6 +92,17 @@ def prepared(
         if ready is None:
             undo.close()
         yield ready
+
+
+def _pass_seen(model: PreTrainedModel, ids: list[int], hidden: list[torch.Tensor], logits: list[torch.Tensor]) -> None:
+    """A pass of `ids`; what its head is given at the last two tokens, and makes of it, is added to both lists."""
+    handle = cast(nn.Module, model.get_output_embeddings()).register_forward_pre_hook(
+        lambda _, given: hidden.append(given[0][0, -2:])
+    )
+    try:
+        logits.append(model(input_ids=_ids(model, ids), use_cache=False).logits[0, -2:])
+    finally:
+        handle.remove()
 
 
 def _lengthened(ids: list[int], size: int) -> list[int]:

@@ -16,6 +16,8 @@ from finetune.experiments import dvc_lock, revisions
 from finetune.files import jsonl_rows
 from finetune.places import CURVES, MEMORY_TABLE, METRICS, PLOTS, PREDICTIONS, PREPARED
 
+_BRING_BACK = "run it again, or `dvc push` where it ran"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -77,6 +79,18 @@ def find(patterns: list[str]) -> list[Run]:
     return [_found(name, revisions.the_one(name, known)) for name in names]
 
 
+def answers(name: str, revision: str | None, file: str = "tuned") -> list[dict]:
+    """The recorded test answers of the run called `name`, nothing else of it read.
+
+    They lie in the Git commit `revision`; None: in the workspace. `file` is tuned, base or base-4bit: whose answers.
+    Raises UserError as `workspace` and `find` do.
+    """
+    remedy = "run `dvc repro` first" if revision is None else _BRING_BACK
+    params, locked = (yaml.safe_load(_text(path, revision, name, remedy)) for path in ("params.yaml", "dvc.lock"))
+    dvc_lock.check_consistent(locked, params, name)
+    return jsonl_rows(_text(PREDICTIONS / f"{file}.jsonl", revision, name, remedy))
+
+
 def _matching(pattern: str, known: Collection[str]) -> list[str]:
     names = sorted(name for name in known if fnmatchcase(name, pattern))
     if not names and set(pattern) & set("*?["):
@@ -88,24 +102,29 @@ def _matching(pattern: str, known: Collection[str]) -> list[str]:
 
 def _found(name: str, experiment: revisions.Experiment | None) -> Run:
     revision, commit = (experiment.revision, experiment.started_from) if experiment else (name, name)
-    return _read(revision, commit, name, "run it again, or `dvc push` where it ran")
+    return _read(revision, commit, name, _BRING_BACK)
 
 
-def _read(revision: str | None, commit: str, name: str, remedy: str) -> Run:
+def _text(path: str | Path, revision: str | None, name: str, remedy: str) -> str:
+    """A file of run `name`."""
     import dvc.api
     from dvc.exceptions import DvcException
     from dvc.scm import SCMError
     from dvc_data.index import DataIndexDirError
 
+    try:
+        return dvc.api.read(Path(path).as_posix(), rev=revision, encoding="utf-8")
+    except SCMError:
+        raise UserError(
+            f"{name}: no such experiment or revision; `dvc exp list --all-commits` lists the experiments"
+        ) from None
+    except (DvcException, DataIndexDirError, OSError):
+        raise UserError(f"{name}: no {path} of it, here or in the remote; {remedy}") from None
+
+
+def _read(revision: str | None, commit: str, name: str, remedy: str) -> Run:
     def text(path: str | Path) -> str:
-        try:
-            return dvc.api.read(Path(path).as_posix(), rev=revision, encoding="utf-8")
-        except SCMError:
-            raise UserError(
-                f"{name}: no such experiment or revision; `dvc exp list --all-commits` lists the experiments"
-            ) from None
-        except (DvcException, DataIndexDirError, OSError):
-            raise UserError(f"{name}: no {path} of it, here or in the remote; {remedy}") from None
+        return _text(path, revision, name, remedy)
 
     def table(path: Path) -> pandas.DataFrame:
         return pandas.read_csv(io.StringIO(text(path)), sep="\t")

@@ -45,6 +45,10 @@ class Served:
     """A model that answers under a name."""
 
     name: str
+    method: str | None
+    """Key of `METHODS`; None for the untouched base."""
+    answers_file: str
+    """Whose recorded answers are its own: tuned, base or base-4bit."""
     engine: Engine
     adapter: str | None
     """Of those that the engine's model holds, which may be its own; None: the base alone."""
@@ -136,13 +140,15 @@ class Models:
         loaded, adapter, gigabytes = shared or self._whole(checkpoint, facts, template)
         ends = {tokenizer.eos_token_id, *end_tokens(loaded.model), *(facts.get("end_tokens") or [])}
 
-        def served(name: str, adapter: str | None, gigabytes: float) -> Served:
-            positions = _positions(loaded.model)
-            return Served(name, loaded.engine, adapter, tokenizer, template, ends, positions, gigabytes)
+        def served(name: str, method: str | None, file: str, adapter: str | None, gigabytes: float) -> Served:
+            parts = tokenizer, template, ends, _positions(loaded.model)
+            return Served(name, method, file, loaded.engine, adapter, *parts, gigabytes)
 
+        method = METHODS[facts["method"]]
         if shared and BASE not in self._served:
-            self._served[BASE] = served(BASE, None, _gigabytes(loaded.model))
-        self._served[name] = served(name, adapter, gigabytes)
+            file = "base-4bit" if method.quantized else "base"
+            self._served[BASE] = served(BASE, None, file, None, _gigabytes(loaded.model))
+        self._served[name] = served(name, method.name, "tuned", adapter, gigabytes)
         return self._served[name]
 
     def _over_base(self, checkpoint: Checkpoint, facts: dict, template: Template) -> tuple[_Loaded, str, float] | None:
