@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.prompt is not None and args.file is not None:
         raise UserError("--prompt and --file: give one of them")
     lines = _lines(args)
+    # At its import bitsandbytes has functions compiled that nothing here calls; loading the compiler takes a second.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
     from finetune import device
     from finetune.serving.models import Models
