@@ -23,6 +23,7 @@ ORDER = [
     "tracking",
     "evaluation",
     "comparison",
+    "export",
     "commands",
 ]
 """Folders of the library; one may import those before it, and itself."""

@@ -9,6 +9,7 @@ from finetune import cli
 
 COMMANDS = {
     "infer": "stream an answer to a prompt from a fine-tuned model",
+    "export": "export a fine-tuned model: adapter, merged, or GGUF, read back and scored",
     "compare": "compare DVC experiments, or show the last run: scores with intervals, costs, a verdict",
     "sweep": "search each method's learning rate and epochs by the validation loss",
 }
