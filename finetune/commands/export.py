@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.push:
         hub_.check_access(args.push)
     export = _what(args)
-    out = args.out_dir or EXPORTED / "-".join(filter(None, (args.format, export.onto, export.type)))
+    out = args.out_dir or EXPORTED / export.name
     places.check_apart(out, out)
     cli.check_replaceable(out)
     disk.check_writable(out)

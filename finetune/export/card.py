@@ -26,7 +26,7 @@ def text(export: Export, repository: str | None, test: TestSet | None, measured:
         f"# {title(export)}",
         _which(export),
         f"## Run it\n\n{_usage(export, repository or 'PATH')}",
-        f"## Scores\n\n{_scores(test, measured, data)}",
+        f"## Scores\n\n{_scores(export, test, measured, data)}",
         f"## How it was made\n\n{_made(export)}",
         f"## Data and licences\n\n{card.origins(export.facts, export.base_source)}",
     ]
@@ -104,7 +104,7 @@ def _usage(export: Export, name: str) -> str:
 
 def _load_base(export: Export) -> str:
     """How the base is loaded that the adapter was trained over."""
-    source, made_here = export.base_source, export.onto is not None
+    source, made_here = export.base_source, "made_of" in export.base_source
     if "hub" in source and not made_here:
         return f'model = AutoModelForCausalLM.from_pretrained("{source["hub"]}", revision="{source["commit"]}")'
     return f'model = AutoModelForCausalLM.from_pretrained("{places.BASE_4BIT if made_here else places.BASE}")'
@@ -113,18 +113,19 @@ def _load_base(export: Export) -> str:
 def _get_base(export: Export) -> str:
     """Where the base is to be had from, in words."""
     source, steps = export.base_source, ["`python stages/fetch.py model`"]
-    if "hub" in source and export.onto is None:
+    made_here = "made_of" in source  # rounded by the quantize stage
+    if "hub" in source and not made_here:
         return ""
-    if export.onto:
+    if made_here:
         steps += ["`python stages/fetch.py data`", "`python stages/prepare.py`", "`python stages/quantize.py`"]
     return (
         f"The adapter goes over weights with the fingerprint `{export.facts.get('base_fingerprint', 'unknown')}`: "
-        f"{card.whence(source)}{', in four bits' if export.onto else ''}. In the repository that made it they come by "
+        f"{card.whence(source)}{', rounded to four bits' if made_here else ''}. In the repository that made it they come by "
         f"{', '.join(steps)}.\n\n"
     )
 
 
-def _scores(test: TestSet | None, measured: list[Measured], data: dict) -> str:
+def _scores(export: Export, test: TestSet | None, measured: list[Measured], data: dict) -> str:
     if test is None:
         return "Not scored: there were no prepared test examples beside the checkpoint."
     head, *rows = table(test, measured)
@@ -133,12 +134,27 @@ def _scores(test: TestSet | None, measured: list[Measured], data: dict) -> str:
         [
             *lines,
             "",
+            *_two_bases(export, test, measured),
             f"On {len(test)} test examples of {data['data']['source']}; loss in {_LOSS.unit}. Differences are from the "
             f"checkpoint, their intervals by a bootstrap over the examples. Answers are greedy, to the first "
             f"{len(measured[0].answers)} test prompts, and count as different if one character differs: where two tokens "
             f"are all but equally likely, rounding alone changes an answer from there on.",
         ]
     )
+
+
+def _two_bases(export: Export, test: TestSet, measured: list[Measured]) -> list[str]:
+    """How the model onto the original weights differs from that onto four bits, where both were scored."""
+    if export.other_base is None:
+        return []
+    by_base = {one.base: one for one in measured}
+    four, original = by_base[export.bases.own], by_base[export.bases.original]
+    way = "over" if export.format == "adapter" else "merged onto"
+    return [
+        f"The adapter {way} the original weights, less the adapter {way} four bits: test loss "
+        f"{difference(test, original, four)}; {unlike(original, four)} of {len(four.answers)} answers differ.",
+        "",
+    ]
 
 
 def _made(export: Export) -> str:

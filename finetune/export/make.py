@@ -53,20 +53,25 @@ class Export:
 
     @property
     def onto(self) -> str | None:
-        """Of an adapter trained over four bits: which weights it is merged onto."""
-        if not self.bases.in_4_bits:
+        """Of an adapter trained over four bits: which weights it is merged onto, one of `--onto`."""
+        if not self.bases.in_4_bits or self.format == "adapter":
             return None
         return bases.ORIGINAL if self.base == self.bases.original else bases.FOUR_BITS
 
     @property
     def other_base(self) -> Path | None:
         """Of an adapter trained over four bits: the base that it isn't merged onto, if it is here."""
-        return self.bases.own if self.onto == bases.ORIGINAL else self.bases.original
+        return self.bases.own if self.base == self.bases.original else self.bases.original
 
     @cached_property
     def base_source(self) -> dict:
         """Where the base model came from."""
         return bases.source(self.facts, self.bases)
+
+    @property
+    def name(self) -> str:
+        """What its folder is called, unless the user says otherwise: 'gguf-four-bits-q8_0'."""
+        return "-".join(filter(None, (self.format, self.onto, self.type)))
 
     @property
     def file(self) -> str:
@@ -113,15 +118,17 @@ def measure(export: Export, folder: Path, test: TestSet, settings: params.Eval) 
     """
     limits = {"batch_size": settings.decode_batch_size, "max_new_tokens": settings.max_new_tokens}
 
-    def measured(name: str, model: PreTrainedModel | PeftModel, by: Callable[..., list[str]]) -> Measured:
-        print(f"scoring {name}", flush=True)
+    def measured(model: _Model, by: Callable[..., list[str]]) -> Measured:
+        print(f"scoring {model.name}", flush=True)
+        loaded = model.load()
         # First the answers: for the losses the model takes another attention.
-        answers = by(model, export.tokenizer, test.prompts, **limits)
-        return Measured(name, test.nats(model), answers)
+        answers = by(loaded, export.tokenizer, test.prompts, **limits)
+        return Measured(model.name, test.nats(loaded), answers, model.base)
 
-    yield measured("the checkpoint", load_tuned(export.checkpoint, export.facts, export.bases.own), generation.generate)
-    for name, load in _models(export, folder):
-        yield measured(name, load(), reload.answers)
+    checkpoint = partial(load_tuned, export.checkpoint, export.facts, export.bases.own)
+    yield measured(_Model("the checkpoint", checkpoint), generation.generate)
+    for model in _models(export, folder):
+        yield measured(model, reload.answers)
     if export.format == "gguf" and reload.llama_cpp_is_here():
         print("asking llama.cpp", flush=True)
         found, cut_else = reload.by_llama_cpp(
@@ -132,24 +139,38 @@ def measure(export: Export, folder: Path, test: TestSet, settings: params.Eval) 
         yield Measured(f"{export.file}, read by llama.cpp", None, found)
 
 
-def _models(export: Export, folder: Path) -> Iterator[tuple[str, Callable[[], PreTrainedModel | PeftModel]]]:
+@dataclass(frozen=True)
+class _Model:
+    name: str
+    load: Callable[[], PreTrainedModel | PeftModel]
+    base: Path | None = None
+    """As `Measured` has it."""
+
+
+def _models(export: Export, folder: Path) -> Iterator[_Model]:
     """The export read back, then those that it could be taken for."""
-    where = {bases.FOUR_BITS: "four bits", bases.ORIGINAL: "the original weights", None: "its base"}
-    full = export.base is None
-    if export.base is not None and export.format == "adapter":
-        yield f"the adapter over {where[export.onto]}, read by peft", partial(reload.by_peft, folder, export.base)
-        if export.other_base:
-            yield "the adapter over the original weights", partial(reload.by_peft, folder, export.other_base)
+    base, other = export.base, export.other_base
+    if base is not None and export.format == "adapter":
+        name = f"the adapter over {_name(export, base)}"
+        yield _Model(f"{name}, read by peft", partial(reload.by_peft, folder, base), base)
+        if other:
+            yield _Model(f"the adapter over {_name(export, other)}", partial(reload.by_peft, folder, other), other)
         return
-    made = "the model" if full else f"merged onto {where[export.onto]}"
+    name = f"merged onto {_name(export, base)}" if base else "the model"
     if export.format == "gguf":
-        yield f"{export.file}, read by transformers", partial(reload.by_transformers, folder, export.file)
-        yield f"{made}, 16 bits", partial(export.merged, export.base)
+        yield _Model(f"{export.file}, read by transformers", partial(reload.by_transformers, folder, export.file))
+        yield _Model(f"{name}, 16 bits", partial(export.merged, base), base)
     else:
-        yield f"{made}, read by transformers", partial(reload.by_transformers, folder)
-    if export.other_base:
-        other = bases.ORIGINAL if export.onto == bases.FOUR_BITS else bases.FOUR_BITS
-        yield f"merged onto {where[other]}", partial(export.merged, export.other_base)
+        yield _Model(f"{name}, read by transformers", partial(reload.by_transformers, folder), base)
+    if other:
+        yield _Model(f"merged onto {_name(export, other)}", partial(export.merged, other), other)
+
+
+def _name(export: Export, base: Path) -> str:
+    """What a base of an adapter is called."""
+    if not export.bases.in_4_bits:
+        return "its base"
+    return "four bits" if base == export.bases.own else "the original weights"
 
 
 def facts(export: Export) -> dict:
@@ -165,5 +186,5 @@ def facts(export: Export) -> dict:
 def title(export: Export) -> str:
     """What the card is called."""
     ways = {"adapter": "adapter", "merged": "merged", "gguf": f"GGUF, {str(export.type).upper()}"}
-    onto = f" onto {export.onto.replace('-', ' ')}" if export.onto and export.format != "adapter" else ""
+    onto = f" onto {export.onto.replace('-', ' ')}" if export.onto else ""
     return f"{card.title(export.facts, export.base_source)}: {ways[export.format]}{onto}"

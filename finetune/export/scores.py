@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-Model = "PreTrainedModel | PeftModel"
-Answer = Callable[[list[list[int]]], list[str]]
-"""Answers prompts (token ids) greedily."""
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -35,6 +31,8 @@ class Measured:
     """(examples): summed cross-entropy of each response; None of a program that tells no losses."""
     answers: list[str]
     """To the first prompts of the test set."""
+    base: Path | None = None
+    """What weights an adapter trained over four bits was merged onto, or put over, in 16 bits or as they are."""
 
 
 class TestSet:

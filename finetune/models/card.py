@@ -23,13 +23,14 @@ def front_matter(facts: dict, base_source: dict, *, relation: str, tags: tuple[s
     licence, language, or places on the Hub is left out.
     """
     licence = _licence(base_source["licence"], facts["data"]["licence"])
+    library = None if "gguf" in tags else "peft" if relation == "adapter" else "transformers"
     data = ModelCardData(
         language=_catalogued("data", facts["data"], "language"),
         license=licence.get("license"),
         license_name=licence.get("license_name"),
         base_model=hub_id("model", base_source),
         datasets=[found for part in parts(facts["data"]) if (found := hub_id("data", part))] or None,
-        library_name="peft" if relation == "adapter" else "transformers",
+        library_name=library,
         pipeline_tag="text-generation",
         tags=[facts["method"], "sft", *tags],
         base_model_relation=relation if hub_id("model", base_source) else None,
