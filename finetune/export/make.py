@@ -134,9 +134,8 @@ def measure(export: Export, folder: Path, test: TestSet, settings: params.Eval) 
         found, cut_else = reload.by_llama_cpp(
             folder / export.file, export.tokenizer, test.prompts, settings.max_new_tokens
         )
-        if cut_else:
-            print(f"llama.cpp cuts {cut_else} of {len(test.prompts)} prompts into other tokens")
-        yield Measured(f"{export.file}, read by llama.cpp", None, found)
+        cut = f" ({cut_else} prompts cut into other tokens)" if cut_else else ""
+        yield Measured(f"{export.file}, read by llama.cpp{cut}", None, found)
 
 
 @dataclass(frozen=True)
