@@ -113,6 +113,8 @@ def _test_set(export: Export, examples: int) -> tuple[TestSet | None, dict]:
         return None, {}
     if (facts["data"], facts["template"]) != (export.facts["data"], export.facts["template"]):
         print(f"{places.PREPARED}: other data, or another template, than it was trained on; scored on it all the same")
+    else:
+        facts["records"] = {name: len(split) for name, split in splits.items()}
     return TestSet(splits["test"], examples), facts
 
 

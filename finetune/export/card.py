@@ -7,11 +7,12 @@ from pathlib import Path
 import yaml
 
 from finetune import files, places
+from finetune.data.prepared import SPLITS
 from finetune.device import describe, versions
 from finetune.export import bases
 from finetune.export.make import Export, title
 from finetune.export.scores import Measured, TestSet, unlike
-from finetune.measures import COSTS, SCORES
+from finetune.measures import COSTS, MEMORY_PARTS, SCORES
 from finetune.models import card
 from finetune.models.fingerprint import fingerprint
 
@@ -19,7 +20,11 @@ _LOSS = SCORES["test_loss"]
 
 
 def text(export: Export, repository: str | None, test: TestSet | None, measured: list[Measured], data: dict) -> str:
-    """The whole card. `measured` is as `make.measure` yields it, `data` the facts of the prepared data beside it."""
+    """The whole card.
+
+    `measured` is as `make.measure` yields it; `data` are the facts of the prepared data beside the checkpoint, with the
+    number of `records` of each split where it was trained on them.
+    """
     relation = "adapter" if export.format == "adapter" else "finetune"
     parts = [
         card.front_matter(export.facts, export.base_source, relation=relation, tags=_tags(export)),
@@ -28,7 +33,7 @@ def text(export: Export, repository: str | None, test: TestSet | None, measured:
         f"## Run it\n\n{_usage(export, repository or 'PATH')}",
         f"## Scores\n\n{_scores(export, test, measured, data)}",
         f"## How it was made\n\n{_made(export)}",
-        f"## Data and licences\n\n{card.origins(export.facts, export.base_source)}",
+        f"## Data and licences\n\n{_counts(data)}{card.origins(export.facts, export.base_source)}",
     ]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
@@ -149,22 +154,35 @@ def _two_bases(export: Export, test: TestSet, measured: list[Measured]) -> list[
         return []
     by_base = {one.base: one for one in measured}
     four, original = by_base[export.bases.own], by_base[export.bases.original]
-    way = "over" if export.format == "adapter" else "merged onto"
     return [
-        f"The adapter {way} the original weights, less the adapter {way} four bits: test loss "
-        f"{difference(test, original, four)}; {unlike(original, four)} of {len(four.answers)} answers differ.",
+        f"From four bits to the original weights the test loss changes by {difference(test, original, four)}, and "
+        f"{unlike(original, four)} of {len(four.answers)} answers change.",
         "",
     ]
 
 
 def _made(export: Export) -> str:
     settings = {"method": export.method.name, "seed": export.facts["seed"], "template": export.facts["template"]}
-    written = yaml.safe_dump(settings | export.facts.get("settings", {}), sort_keys=False, allow_unicode=True)
+    settings |= export.facts.get("settings", {})
+    if "quantization" in export.base_source:
+        settings["quantization"] = export.base_source["quantization"]
+    written = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     costs = _costs(export.checkpoint)
-    rows = [f"- {measure.heading}: {measure.text(costs[key])}" for key, measure in COSTS.items() if key in costs]
+    rows = [
+        f"- {measure.heading}: {measure.text(costs[key])}"
+        for key, measure in COSTS.items()
+        if key in costs.keys() - MEMORY_PARTS
+    ]
     rows += [f"- Trained on: {costs['hardware']}; {costs['versions']}"] if costs else []
     rows += [f"- Exported and scored on: {describe()}; {versions()}"]
     return f"```yaml\n{written}```\n\n" + "\n".join(rows)
+
+
+def _counts(data: dict) -> str:
+    if "records" not in data:
+        return ""
+    train, validation, test = (data["records"][split] for split in SPLITS)
+    return f"- Records: {train} to train on, {validation} for validation, {test} to test\n"
 
 
 def _costs(checkpoint: Path) -> dict:

@@ -7,6 +7,9 @@ from huggingface_hub import ModelCardData
 from finetune.methods import METHODS
 from finetune.sources.catalogue import CATALOGUE
 
+REPOSITORY = "https://github.com/zeyuyuyu/Qlora"
+"""As pyproject.toml has it."""
+
 _FREE = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "unlicense", "cc0-1.0", "cc-by-4.0")
 _BINDING = (
     *("cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "gpl-3.0", "agpl-3.0", "odbl"),
@@ -58,6 +61,7 @@ def origins(facts: dict, base_source: dict) -> str:
     return f"""- Base model: {whence(base_source)}; licence: {base_source["licence"]}
 - Instructions: {"; ".join(f"{whence(part)}; licence: {part['licence']}" for part in parts(facts["data"]))}
 - Prompt template: {facts["template"]}; seed {facts["seed"]}
+- Made with [finetune]({REPOSITORY})
 
 The licence of the instructions bounds what these weights may be used for."""
 

@@ -68,7 +68,7 @@ def test_a_merged_weight_is_the_base_and_the_update_rounded_once(at, capsys):
 
     # Both were scored, and the card says how they differ.
     card = (EXPORTED / "merged-four-bits/README.md").read_text()
-    told = re.search(r"less the adapter merged onto four bits: test loss (\S+) \[(\S+), (\S+)\]", card)
+    told = re.search(r"the test loss changes by (\S+) \[(\S+), (\S+)\]", card)
     difference, low, high = map(float, told.groups())
     four, original = found["merged onto four bits, read by transformers"], found["merged onto the original weights"]
     assert low <= difference <= high and difference == pytest.approx(original[0] - four[0], abs=2e-4)
@@ -156,6 +156,7 @@ def test_costs_are_told_where_they_are_this_checkpoints(at, capsys):
     exported(capsys, "merged")
     card = (EXPORTED / "merged/README.md").read_text()
     assert "Peak device memory (GB)" in card and "learning_rate: 0.01" in card
+    assert "- Records: 16 to train on, 4 for validation, 20 to test" in card
     beside = folder / "metrics/train.facts.json"
     facts = beside.read_text()
     beside.write_text(json.dumps(json.loads(facts) | {"weights": "another"}))
