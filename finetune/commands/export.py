@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = args.out_dir or EXPORTED / export.name
     places.check_apart(out, out)
     cli.check_replaceable(out)
-    disk.check_writable(out)
+    disk.check_writable(out, free_gb=export.needed_gb)
     test, data = _test_set(export, args.examples)
 
     with files.whole_folder(out) as draft, device.enough_memory(_ADVICE):

@@ -53,9 +53,10 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary:
 
     Raises UserError unless it is a byte-level BPE that cuts words in a way that llama.cpp has a name for.
     """
-    written = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # none: in Python alone
+    written = json.loads(backend.to_str()) if backend else {"model": {}, "pre_tokenizer": None}
     bpe, words = written["model"], _words(written)
-    if bpe["type"] != "BPE" or bpe.get("byte_fallback") or words is None:
+    if bpe.get("type") != "BPE" or bpe.get("byte_fallback") or words is None:
         raise UserError(
             "this tokenizer has no form in GGUF that is known here; export merged, and convert that folder by llama.cpp's "
             "convert_hf_to_gguf.py"

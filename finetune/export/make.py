@@ -79,6 +79,13 @@ class Export:
         model = re.sub(r"[^\w.-]+", "-", Path(self.base_source["source"]).name)
         return f"{model}-{self.method.name}-{self.type}.gguf"
 
+    @property
+    def needed_gb(self) -> float:
+        """Room on the disk that it takes at most: a weight of four bits becomes one of sixteen."""
+        if self.format == "adapter":
+            return saved.size_gb(self.checkpoint)
+        return saved.size_gb(self.base or self.checkpoint) * (4 if self.onto == bases.FOUR_BITS else 1)
+
     def merged(self, onto: Path | None) -> PreTrainedModel:
         """The checkpoint as a plain model of 16 bits."""
         if onto is None:

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from finetune.device import device
 from finetune.errors import UserError
 from finetune.models.base import load_base
 from finetune.models.ends import add_end_tokens
@@ -85,6 +86,7 @@ def _plain(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str,
             turned = leaf == "weight" and isinstance(frame.get_submodule(owner), Conv1D)
             weights[name] = (full.t() if turned else full).to(dtype).contiguous()
     model = kind.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
+    model.to(device())  # type: ignore[arg-type]  # transformers' `wraps`
     model.generation_config = rounded.generation_config
     return model, exact
 
