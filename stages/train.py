@@ -52,6 +52,10 @@ def main() -> None:
         "template": prepared_facts["template"],
         "end_tokens": prepared_facts.get("end_tokens") or [],
         "data": prepared_facts["data"],
+        "settings": {
+            **({"lora": vars(p.lora)} if method.adapters else {}),
+            "train": vars(p.train) | vars(settings),
+        },
     }
 
     meter = Meter().start()
@@ -107,6 +111,7 @@ def main() -> None:
             **split_peak(result.memory, peak),
             "hardware": device.describe(),
             "versions": device.versions(),
+            "weights": fingerprint(out.folder),
         },
     )
 

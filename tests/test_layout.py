@@ -26,6 +26,7 @@ ORDER = [
     "comparison",
     "serving",
     "web",
+    "export",
     "commands",
 ]
 """Folders of the library; one may import those before it, and itself."""

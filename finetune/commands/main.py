@@ -10,6 +10,7 @@ from finetune import cli
 COMMANDS = {
     "chat": "talk to a fine-tuned model: a conversation, one prompt, or a file of them",
     "serve": "serve fine-tuned models by OpenAI's API, all adapters over one base in memory",
+    "export": "export a fine-tuned model: adapter, merged, or GGUF, read back and scored",
     "compare": "compare DVC experiments, or show the last run: scores with intervals, costs, a verdict",
     "sweep": "search each method's learning rate and epochs by the validation loss",
     "register": "register a fine-tuned model: a version and a stage, found by name in every clone",

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from finetune.errors import UserError
 from finetune.files import read_yaml, whole_folder, write_text, write_yaml
 from finetune.methods import METHODS
+from finetune.models import card
 from finetune.models.supported import first_line
 from finetune.places import FACTS
 
@@ -80,15 +81,14 @@ def _write_beside_weights(
     draft: Path,
 ) -> None:
     if isinstance(model, PeftModel):
-        config = model.peft_config["default"]
-        config.base_model_name_or_path = facts["base"]
-        config.save_pretrained(str(draft))
-        _sort_adapter_config(draft / "adapter_config.json")
+        model.peft_config["default"].save_pretrained(str(draft))
+        # In the file alone: peft would ask the Hub about a base of that name whenever it saves the adapter.
+        name_base(draft, base_source.get("hub", facts["base"]), base_source.get("commit"))
     else:
         model.config.save_pretrained(draft)
         model.generation_config.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
-    write_yaml(draft / FACTS, facts)
+    write_yaml(draft / FACTS, facts | {"base_source": base_source})
     write_text(draft / "README.md", _model_card(facts, base_source))
 
 
@@ -111,7 +111,7 @@ def _rescue(model: PreTrainedModel | PeftModel, folder: Path) -> Path:
 
 
 def read_facts(folder: Path) -> dict:
-    """What `save` noted. Raises UserError if `folder` is no checkpoint of ours."""
+    """What `save` noted, `base_source` among it. Raises UserError if `folder` is no checkpoint of ours."""
     facts = read_yaml(folder / FACTS) if (folder / FACTS).exists() else {}
     if "method" not in facts:
         raise UserError(f"{folder}: no fine-tuned model there; run `dvc repro train` or `python stages/train.py` first")
@@ -123,26 +123,19 @@ def size_gb(folder: Path) -> float:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9
 
 
-def _sort_adapter_config(path: Path) -> None:
-    """peft keeps the target modules in a set, whose order changes from process to process."""
-    config = json.loads(path.read_text())
+def name_base(folder: Path, base: str | None, revision: str | None) -> None:
+    """Let the adapter in `folder` say which model it goes over: an id on the Hub at `revision`, or a folder.
+
+    peft keeps the target modules in a set, whose order changes from process to process: they are sorted as well.
+    """
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text()) | {"base_model_name_or_path": base, "revision": revision}
     if isinstance(config["target_modules"], list):
         config["target_modules"].sort()
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _model_card(facts: dict, base_source: dict) -> str:
-    return f"""---
-library_name: {"peft" if METHODS[facts["method"]].adapters else "transformers"}
-pipeline_tag: text-generation
-tags: [{facts["method"]}, sft]
----
-
-# {base_source["source"]} fine-tuned by {METHODS[facts["method"]].label}
-
-- Base model: {base_source["source"]}, licence: {base_source["licence"]}
-- Instructions: {facts["data"]["source"]}, licence: {facts["data"]["licence"]}
-- Prompt template: {facts["template"]}; seed {facts["seed"]}
-
-The licence of the instructions bounds what these weights may be used for.
-"""
+    relation = "adapter" if METHODS[facts["method"]].adapters else "finetune"
+    head = card.front_matter(facts, base_source, relation=relation)
+    return f"{head}\n# {card.title(facts, base_source)}\n\n{card.origins(facts, base_source)}\n"

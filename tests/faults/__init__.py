@@ -8,9 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from helpers import refusal, write_params
 
-KINDS = ("parameters", "data", "models", "adapters", "disk", "devices", "registry")
+from finetune.commands.main import main
+
+KINDS = ("parameters", "data", "models", "adapters", "export", "disk", "devices", "registry")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,12 @@ class Bench:
         """Run stages/<stage>.py, which must refuse; its sentence, without 'error: '."""
         return refusal(stage, *arguments).removeprefix("error: ")
 
+    def refused_by(self, *arguments: str) -> str:
+        """Run `finetune` with `arguments`, which must refuse; its sentence, without 'error: '."""
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        return str(ended.value.code).removeprefix("error: ")
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -59,11 +68,10 @@ def fits(sentence: str, printed: str) -> bool:
 
 def every_fault() -> list[Fault]:
     """All faults, by kind."""
-    from faults import adapters, data, devices, disk, models, parameters, registry
+    from faults import adapters, data, devices, disk, export, models, parameters, registry
 
-    return [
-        fault for module in (parameters, data, models, adapters, disk, devices, registry) for fault in module.FAULTS
-    ]
+    modules = (parameters, data, models, adapters, export, disk, devices, registry)
+    return [fault for module in modules for fault in module.FAULTS]
 
 
 def table(faults: list[Fault]) -> str:

@@ -1,0 +1,124 @@
+"""Export a fine-tuned model for other programs: the adapter, a merged 16-bit model, or a GGUF file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune import cli, disk, params, places
+from finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from finetune.export.make import Export
+    from finetune.export.scores import TestSet
+
+EXPORTED = Path("models/exported")
+_ADVICE = "lower eval.decode_batch_size or eval.max_new_tokens, or --examples"
+"""What helps when scoring takes more memory than there is."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the export with its card, read it back, score it, and push it if asked."""
+    args = _parser().parse_args(arguments)
+    p = params.load()
+    _check_flags(args)
+
+    from finetune import device, files
+    from finetune.export import card, make
+    from finetune.export import hub as hub_
+
+    if args.push:
+        hub_.check_access(args.push)
+    export = _what(args)
+    out = args.out_dir or EXPORTED / export.name
+    places.check_apart(out, out)
+    cli.check_replaceable(out)
+    disk.check_writable(out, free_gb=export.needed_gb)
+    test, data = _test_set(export, args.examples)
+
+    with files.whole_folder(out) as draft, device.enough_memory(_ADVICE):
+        make.write(export, draft)
+        measured = list(make.measure(export, draft, test, p.eval)) if test else []
+        files.write_yaml(draft / places.FACTS, make.facts(export))
+        files.write_text(draft / "README.md", card.text(export, args.push, test, measured, data))
+    if test:
+        _print(card.table(test, measured))
+    print(f"{out}: {make.title(export)}")
+    if args.push:
+        print(f"pushed to {hub_.push(out, args.push)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__, ["--ckpt", "--model_name"], prog="finetune export")
+    parser.add_argument("format", choices=("adapter", "merged", "gguf"), metavar="FORMAT", help="adapter, merged, gguf")
+    parser.add_argument(
+        "--onto",
+        choices=("four-bits", "original"),
+        help="weights that a qlora adapter is merged onto: four-bits, which it was trained over (default), or original",
+    )
+    parser.add_argument(
+        "--type", choices=("f16", "q8_0", "q4_0"), help="of gguf: bits of the weights, 16, 8.5 (default) or 4.5"
+    )
+    parser.add_argument(
+        "--examples", type=int, default=64, metavar="N", help="test prompts whose answers are compared (default: 64)"
+    )
+    parser.add_argument(
+        "--out_dir", type=cli.folder, metavar="DIR", help=f"where it goes (default: in {EXPORTED}, by its form)"
+    )
+    parser.add_argument("--push", metavar="ORG/NAME", help="upload it to this model of the Hugging Face Hub as well")
+    return parser
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    if args.examples < 1:
+        raise UserError(f"--examples: must be at least 1, got {args.examples}")
+    if args.type and args.format != "gguf":
+        raise UserError(f"--type: is for gguf, and {args.format} has none; leave it out")
+    if args.onto and args.format == "adapter":
+        raise UserError("--onto: an adapter is exported as it is, merged onto nothing; leave it out, or choose merged")
+
+
+def _what(args: argparse.Namespace) -> Export:
+    """What the flags name, with all that can be refused before work."""
+    from finetune.export import bases, gguf_file
+    from finetune.export.make import Export
+    from finetune.methods import METHODS
+    from finetune.models import tokenizer as tokenizers
+    from finetune.models.saved import read_facts
+    from finetune.models.supported import read_config
+
+    facts = read_facts(args.ckpt)
+    if args.format == "adapter" and not METHODS[facts["method"]].adapters:
+        raise UserError(f"{args.ckpt}: all parameters were trained, so there is no adapter; export merged or gguf")
+    tokenizer = tokenizers.load(args.ckpt)
+    found = bases.find(args.ckpt, facts, args.model_name)
+    base = found.chosen(args.onto)
+    kind = (args.type or "q8_0") if args.format == "gguf" else None
+    if kind:
+        gguf_file.check(read_config(base or args.ckpt), tokenizer)
+    return Export(args.format, kind, args.ckpt, facts, found, base, tokenizer)
+
+
+def _test_set(export: Export, examples: int) -> tuple[TestSet | None, dict]:
+    """The prepared test examples and their facts; none, which is said, where there are none for this model."""
+    from finetune.data import prepared
+    from finetune.export.scores import TestSet
+
+    try:
+        splits, facts = prepared.load(places.PREPARED, export.tokenizer)
+    except UserError as error:
+        print(f"not scored: {error}", flush=True)
+        return None, {}
+    if (facts["data"], facts["template"]) != (export.facts["data"], export.facts["template"]):
+        print(f"{places.PREPARED}: other data, or another template, than it was trained on; scored on it all the same")
+    else:
+        facts["records"] = {name: len(split) for name, split in splits.items()}
+    return TestSet(splits["test"], examples), facts
+
+
+def _print(rows: list[list[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
