@@ -29,7 +29,7 @@ FEW = ("--prompts", 32, "--max_new_tokens", 48)
 def batched(prompts: list[list[int]], tokenizer, base: Path, max_new_tokens: int) -> tuple[list[str], float]:
     """What stages/eval.py does."""
     from finetune.models.adapters import load_tuned
-    from finetune.models.saved import read_facts
+    from finetune.models.facts import read_facts
 
     return evaluated(load_tuned(places.TUNED, read_facts(places.TUNED), base), prompts, tokenizer, max_new_tokens)
 

@@ -39,8 +39,8 @@ def main() -> None:
     from finetune.models.adapters import load_tuned
     from finetune.models.base import load_base
     from finetune.models.ends import add_end_tokens
+    from finetune.models.facts import read_facts
     from finetune.models.four_bits import base_in_4_bits
-    from finetune.models.saved import read_facts
     from finetune.sources.fetch import base_folder
 
     model: PreTrainedModel | PeftModel

@@ -51,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.parser(__doc__, ["--ckpt", "--model_name"], prog="finetune export")
+    parser = cli.parser(__doc__, ["--model_name"], prog="finetune export")
+    parser.add_argument(
+        "--ckpt", type=cli.source, default="workspace", metavar="NAME", help=f"the model: {cli.CHECKPOINTS}"
+    )
     parser.add_argument("format", choices=("adapter", "merged", "gguf"), metavar="FORMAT", help="adapter, merged, gguf")
     parser.add_argument(
         "--onto",
@@ -86,19 +89,21 @@ def _what(args: argparse.Namespace) -> Export:
     from finetune.export.make import Export
     from finetune.methods import METHODS
     from finetune.models import tokenizer as tokenizers
-    from finetune.models.saved import read_facts
+    from finetune.models.facts import read_facts
     from finetune.models.supported import read_config
+    from finetune.registry.checkpoints import find
 
-    facts = read_facts(args.ckpt)
+    checkpoint = find(args.ckpt)
+    facts, folder = read_facts(checkpoint.folder), checkpoint.folder
     if args.format == "adapter" and not METHODS[facts["method"]].adapters:
         raise UserError(f"{args.ckpt}: all parameters were trained, so there is no adapter; export merged or gguf")
-    tokenizer = tokenizers.load(args.ckpt)
-    found = bases.find(args.ckpt, facts, args.model_name)
+    tokenizer = tokenizers.load(folder)
+    found = bases.find(folder, facts, args.model_name or checkpoint.base)
     base = found.chosen(args.onto)
     kind = (args.type or "q8_0") if args.format == "gguf" else None
     if kind:
-        gguf_file.check(read_config(base or args.ckpt), tokenizer)
-    return Export(args.format, kind, args.ckpt, facts, found, base, tokenizer)
+        gguf_file.check(read_config(base or folder), tokenizer)
+    return Export(args.format, kind, folder, facts, found, base, tokenizer)
 
 
 def _test_set(export: Export, examples: int) -> tuple[TestSet | None, dict]:

@@ -47,7 +47,7 @@ class Bases:
         return self.original if onto == ORIGINAL else self.own
 
 
-def find(checkpoint: Path, facts: dict, given: str | None) -> Bases:
+def find(checkpoint: Path, facts: dict, given: Path | str | None) -> Bases:
     """The bases of the checkpoint that was made as `facts` say; `given` is the base's folder where it has moved.
 
     Raises UserError if an adapter's base isn't there, or has other weights by now.

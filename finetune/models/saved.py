@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.errors import UserError
-from finetune.files import read_yaml, whole_folder, write_text, write_yaml
+from finetune.files import whole_folder, write_text, write_yaml
 from finetune.methods import METHODS
 from finetune.models import card
 from finetune.models.supported import first_line
@@ -108,14 +108,6 @@ def _rescue(model: PreTrainedModel | PeftModel, folder: Path) -> Path:
         elsewhere = Path(mkdtemp(prefix="finetune-")) / beside.name
         save_file(weights, elsewhere)
         return elsewhere
-
-
-def read_facts(folder: Path) -> dict:
-    """What `save` noted, `base_source` among it. Raises UserError if `folder` is no checkpoint of ours."""
-    facts = read_yaml(folder / FACTS) if (folder / FACTS).exists() else {}
-    if "method" not in facts:
-        raise UserError(f"{folder}: no fine-tuned model there; run `dvc repro train` or `python stages/train.py` first")
-    return facts
 
 
 def size_gb(folder: Path) -> float:

@@ -7,8 +7,8 @@ from typing import Any
 from finetune import places
 from finetune.errors import UserError, quoted
 from finetune.experiments import dvc_lock, revisions
-from finetune.files import read_yaml
 from finetune.methods import METHODS
+from finetune.models.facts import read_facts
 from finetune.models.fingerprint import fingerprint
 from finetune.registry import fetched, versions
 
@@ -38,7 +38,7 @@ def find(name: str) -> Checkpoint:
     """
     folder = places.TUNED if name == WORKSPACE else _folder(name)
     if folder is not None:
-        facts_of(folder)
+        read_facts(folder)
         return Checkpoint(name, folder, None)
     with revisions.repository() as repo:
         return of_commit(repo, commit_of(repo, name), name)
@@ -72,19 +72,11 @@ def of_commit(repo: Any, commit: str, name: str, anew: bool = False) -> Checkpoi
     """
     locked = fetched.lock(repo, commit, name)
     folder = fetched.output(repo, commit, locked, places.TUNED, name, anew)
-    facts = facts_of(folder)
+    facts = read_facts(folder)
     base = base_of(locked, facts)
     if base is None or (not anew and _holds(base, facts)):
         return Checkpoint(name, folder, None)
     return Checkpoint(name, folder, fetched.output(repo, commit, locked, base, name, anew))
-
-
-def facts_of(folder: Path) -> dict:
-    """What is noted of the checkpoint in `folder`. Raises UserError if there is none."""
-    facts = read_yaml(folder / places.FACTS) if (folder / places.FACTS).exists() else {}
-    if facts.get("method") not in METHODS:
-        raise UserError(f"{folder}: no fine-tuned model there; run `dvc repro train`, or name an experiment")
-    return facts
 
 
 def base_of(locked: dict, facts: dict) -> Path | None:
@@ -96,10 +88,11 @@ def base_of(locked: dict, facts: dict) -> Path | None:
 
 
 def _folder(name: str) -> Path | None:
-    """The folder that the user means by `name`, if it holds facts of a model."""
+    """The folder that the user means by `name`: one that holds facts of a model, or a path that can be nothing else."""
     try:
         path = places.given(name)
-        return path if (path / places.FACTS).is_file() else None
+        holds = (path / places.FACTS).is_file()
+        return path if holds or (path.exists() and (path.is_absolute() or len(path.parts) > 1)) else None
     except (OSError, ValueError, RuntimeError):  # what is no path: too long, a null byte, the home of nobody
         return None
 

@@ -6,6 +6,7 @@ from typing import Any
 from finetune import places
 from finetune.errors import UserError
 from finetune.experiments import revisions
+from finetune.models.facts import read_facts
 from finetune.registry import checkpoints, fetched, versions
 
 GIT_REMOTE = "origin"
@@ -45,9 +46,7 @@ def _push_files(repo: Any, version: versions.Version) -> int:
     from dvc.exceptions import DvcException
 
     checkpoint = checkpoints.of_commit(repo, version.commit, version.name, anew=True)
-    base = checkpoints.base_of(
-        fetched.lock(repo, version.commit, version.name), checkpoints.facts_of(checkpoint.folder)
-    )
+    base = checkpoints.base_of(fetched.lock(repo, version.commit, version.name), read_facts(checkpoint.folder))
     paths = [path.as_posix() for path in (places.TUNED, base) if path]
     try:
         return repo.push(targets=paths, revs=[version.commit], workspace=False)

@@ -23,9 +23,10 @@ from finetune.methods import METHODS
 from finetune.models import tokenizer as tokenizers
 from finetune.models.base import load_base
 from finetune.models.ends import end_tokens
+from finetune.models.facts import read_facts
 from finetune.models.fingerprint import check_base, fingerprint
 from finetune.models.four_bits import in_4_bits
-from finetune.registry.checkpoints import Checkpoint, facts_of, find
+from finetune.registry.checkpoints import Checkpoint, find
 from finetune.serving.adapter_file import is_plain, read_adapter
 from finetune.serving.engine import Engine
 from finetune.serving.request import Request
@@ -133,7 +134,7 @@ class Models:
         if name in self._served:
             return self._served[name]
         checkpoint = find(name)
-        facts = facts_of(checkpoint.folder)
+        facts = read_facts(checkpoint.folder)
         tokenizer = tokenizers.load(checkpoint.folder)
         template = Template(facts["template"], tokenizer)
         shared = self._over_base(checkpoint, facts, template)

@@ -14,7 +14,7 @@ from finetune.models import tokenizer as tokenizers
 from finetune.models.adapters import load_tuned
 from finetune.models.base import load_base
 from finetune.models.ends import add_end_tokens, end_tokens
-from finetune.models.saved import read_facts
+from finetune.models.facts import read_facts
 
 SUGGESTED = [
     {"repetition_penalty": 1.3},

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from finetune.methods import METHODS
 from finetune.models.base import load_base
+from finetune.models.facts import read_facts
 from finetune.models.fingerprint import fingerprint
-from finetune.models.saved import read_facts
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from finetune.kernels.packing import micro_batches, pack
 from finetune.methods import METHODS
 from finetune.models.adapters import trainable
 from finetune.models.base import load_base, parameter_counts
-from finetune.models.saved import read_facts
+from finetune.models.facts import read_facts
 
 
 @pytest.fixture
