@@ -39,7 +39,7 @@ repro: setup ## set up, run the pipeline, show the results
 	@dvc repro
 	@echo
 	@finetune compare
-	@printf '\nNext, after `source $(BIN)/activate`:\n  finetune infer --prompt "Write a haiku about spring"\n  dvc exp run -n qlora && dvc exp run -n full -S method=full\n  finetune compare qlora full\n'
+	@printf '\nNext, after `source $(BIN)/activate`:\n  finetune chat --prompt "Write a haiku about spring"\n  dvc exp run -n qlora && dvc exp run -n full -S method=full\n  finetune compare qlora full\n'
 
 twice: setup ## train and evaluate again from scratch; fails unless every byte comes out the same
 	sha256sum models/tuned/* data/predictions/tuned.jsonl metrics/eval.json > .first.sha256

@@ -13,7 +13,7 @@ import pytest
 from helpers import FAST, ROOT, command, drafts_in, refusal, stage, write_params
 
 PYTHON = shlex.quote(sys.executable)
-INFER = f"{PYTHON} -m finetune.commands.main infer"
+INFER = f"{PYTHON} -m finetune.commands.main chat"
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_every_character_can_be_printed_to_every_terminal(tmp_path, encoding):
 
 def test_a_sentence_with_an_emoji_reaches_an_ascii_terminal(tuned):
     done = shell(f"{INFER} --prompt x --ckpt 😀", tuned, PYTHONIOENCODING="ascii:strict")
-    assert r"\U0001f600: no fine-tuned model there" in one_sentence(done)
+    assert r"'\U0001f600': no checkpoint has this name" in one_sentence(done)
 
 
 def test_an_answer_on_a_full_disk_is_an_error(tuned):
@@ -106,7 +106,7 @@ def test_a_stage_goes_on_when_its_reader_has_gone(tmp_path):
 
 
 def test_help_into_a_closed_pipe_or_a_full_disk(tmp_path):
-    for flags in ("--help | true", "infer --help | head -c 1", "--help > /dev/full"):
+    for flags in ("--help | true", "chat --help | head -c 1", "--help > /dev/full"):
         assert "Traceback" not in shell(f"{PYTHON} -m finetune.commands.main {flags}", tmp_path).stderr
 
 
@@ -263,9 +263,11 @@ def test_a_sentence_is_one_line_whatever_the_value(tmp_path):
         (["fetch", "--out_dir", "above"], "above/data: holds other files, which would be lost"),
         (["eval", "--out_dir", "."], ".: holds this whole repository"),
         (["infer", "--prompt", "x", "--max_new_tokens", "-1"], "eval.max_new_tokens: must be at least 1, got -1"),
-        (["infer"], "the following arguments are required: --prompt; `finetune infer --help`"),
         (["infer", "--prompt", "x", "--ckpt", ""], "--ckpt: is empty"),
-        (["infer", "--prompt", "x", "--ckpt", "params.yaml"], "params.yaml: no fine-tuned model there"),
+        (
+            ["infer", "--prompt", "x", "--ckpt", "params.yaml"],
+            "'params.yaml': experiments, revisions and registered models",
+        ),
         (["infer", "--prompt", "x", "--ckpt", "models/base"], "models/base: no fine-tuned model there"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
@@ -310,7 +312,7 @@ def test_a_path_means_what_it_means_where_the_user_stands(tuned, monkeypatch, ca
     monkeypatch.chdir(there)
     assert answer(capsys, "--ckpt", "../../models/tuned").strip()
     message = refusal("infer", "--prompt", "x", "--ckpt", "models/tuned")
-    assert "data/deeper/models/tuned: no fine-tuned model" in message
+    assert "'models/tuned': no checkpoint has this name" in message
 
 
 def test_stages_run_from_a_subfolder(tuned):

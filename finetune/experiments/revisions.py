@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.errors import UserError
+from finetune.errors import UserError, quoted
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Experiment:
 
 
 @contextmanager
-def repository() -> Iterator[Any]:
-    """The `dvc.repo.Repo` at hand, with today's remotes for all revisions.
+def repository(name: str) -> Iterator[Any]:
+    """The `dvc.repo.Repo` at hand, in which `name` is sought, with today's remotes for all revisions.
 
     Raises UserError if there is none, or none in Git with a commit.
     """
@@ -39,8 +39,8 @@ def repository() -> Iterator[Any]:
         committed = False
     if not committed:
         raise UserError(
-            "experiments, revisions and registered models are found in a Git repository that uses DVC and has a commit; "
-            "go to it"
+            f"{quoted(name)}: experiments, revisions and registered models are found in a Git repository that uses DVC and "
+            f"has a commit; go to it"
         )
     with repo:
         yield repo

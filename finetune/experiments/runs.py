@@ -73,7 +73,7 @@ def find(patterns: list[str]) -> list[Run]:
     Raises UserError for a pattern that names nothing, an experiment that failed or hasn't run, and one without
     results, or with results of unlike runs.
     """
-    with revisions.repository() as repo:
+    with revisions.repository(", ".join(patterns)) as repo:
         known = revisions.experiments(repo)
     names = list(dict.fromkeys(name for pattern in patterns for name in _matching(pattern, known)))
     return [_found(name, revisions.the_one(name, known)) for name in names]

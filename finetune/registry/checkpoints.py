@@ -40,7 +40,7 @@ def find(name: str) -> Checkpoint:
     if folder is not None:
         read_facts(folder)
         return Checkpoint(name, folder, None)
-    with revisions.repository() as repo:
+    with revisions.repository(name) as repo:
         return of_commit(repo, commit_of(repo, name), name)
 
 

@@ -18,7 +18,7 @@ def push(name: str) -> int:
     Raises UserError if it isn't registered, has no files to push, or a remote is missing or refuses. Tags are pushed
     last: who sees the version finds its files.
     """
-    with revisions.repository() as repo:
+    with revisions.repository(name) as repo:
         version = versions.named(repo, name)
         if version is None:
             raise UserError(

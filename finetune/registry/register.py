@@ -40,7 +40,7 @@ def register(model: str, source: str, version: str | None = None, stage: str | N
     if not check_string_is_valid(model):
         raise UserError(f"{quoted(model)}: can't be a model's name; letters, digits, - _ and / make one, as in haiku")
     wanted = versions.full(version) if version else None
-    with revisions.repository() as repo:
+    with revisions.repository(source) as repo:
         commit = checkpoints.commit_of(repo, source)
         locked = _checked(repo, commit, source)
         known = versions.of(repo, model)

@@ -95,7 +95,8 @@ def _guarded(
 
 
 def _error(message: str, status: int) -> Response:
-    headers = {"Retry-After": "1"} if status == 429 else {}
+    # After a body that is too large the rest isn't read, so that no further request can follow it.
+    headers = {429: {"Retry-After": "1"}, 413: {"Connection": "close"}}.get(status, {})
     return JSONResponse(openai_api.refusal(message, status), status, headers)
 
 

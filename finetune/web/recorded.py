@@ -58,7 +58,7 @@ def _read(name: str, file: str) -> list[dict]:
         return runs.answers(WORKSPACE, None, file)
     if Path(name).is_dir():
         raise UserError(f"{name}: a folder has no recorded answers; the workspace and experiments have")
-    with revisions.repository() as repo:
+    with revisions.repository(name) as repo:
         commit = commit_of(repo, name)
     return runs.answers(name, commit)
 

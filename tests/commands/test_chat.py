@@ -52,7 +52,7 @@ def test_the_number_of_tokens_is_a_flag(tuned, capsys):
         (["--prompt", "x", "--top_p", "0"], "top_p: must be above 0"),
         (["--prompt", "x", "--at_a_time", "0"], "--at_a_time: must be a whole number of 1 or more"),
         (["--prompt", "word " * 2000], "are more than the 512 positions of workspace"),
-        (["--prompt", "x", "--ckpt", "data"], "data: no fine-tuned model there"),
+        (["--prompt", "x", "--ckpt", "data/raw"], "data/raw: no fine-tuned model there"),
     ],
 )
 def test_bad_input_ends_in_a_sentence(tuned, flags, sentence):
@@ -78,6 +78,8 @@ def test_a_file_is_answered_in_batches_as_each_prompt_is_alone(tuned, capsys, mo
     assert f"4 answers, {sum(row['tokens'] for row in rows)} tokens in" in printed.err and "tokens/s" in printed.err
     monkeypatch.setattr(sys, "stdin", io.StringIO("Name the moon.\nDraw old ships.\n"))
     assert answer(capsys).splitlines() == alone[:2]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert "standard input: holds no prompt" in refusal("infer")
 
 
 def test_sampling_repeats_by_its_seed(tuned, capsys):
@@ -140,7 +142,7 @@ def test_what_is_wrong_with_a_line_is_said_and_the_next_one_is_answered(tuned, m
     out, err = hold(monkeypatch, capsys, *lines)
     assert len(out) == 1 and out[0]
     for sentence in (
-        "error: nowhere: ", "error: /use: takes one name", "error: /compare: there is no question yet",
+        "error: 'nowhere': ", "error: /use: takes one name", "error: /compare: there is no question yet",
         "error: /fly: no such command", "/quit or Ctrl-D leaves", "are more than the 512 positions",
     ):  # fmt: skip
         assert any(sentence in line for line in err), f"{sentence}: {err}"

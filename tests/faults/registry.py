@@ -40,7 +40,7 @@ FAULTS: list[Fault] = [
     named(
         "`register` outside a Git repository",
         "register haiku",
-        "experiments, revisions and registered models are found in a Git repository that uses DVC and has a commit; "
+        "…: experiments, revisions and registered models are found in a Git repository that uses DVC and has a commit; "
         "go to it",
         nothing,
     ),

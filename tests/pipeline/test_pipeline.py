@@ -80,7 +80,7 @@ def test_a_changed_param_touches_only_the_stages_that_read_it(editable, group, k
         ("finetune/comparison/verdict.py", set()),
         ("finetune/cli.py", set()),
         ("stages/infer.py", set()),
-        ("finetune/commands/infer.py", set()),
+        ("finetune/commands/chat.py", set()),
         ("stages/plot.py", {"plot"}),
         ("finetune/evaluation/scoring.py", {*BASELINES, "eval"}),
         ("finetune/quantization/gptq.py", {"quantize"}),

@@ -185,7 +185,7 @@ def test_what_is_no_request_is_refused_and_the_next_one_is_answered(address, cli
         (b"{}", as_json | {"Host": "evil.example"}, 400),
     ):
         assert httpx.post(url, content=content, headers=headers).status_code == status
-    assert httpx.get(url).status_code == 405
+    assert httpx.get(url).status_code in (404, 405)
     assert httpx.get(f"{address}/nothing").status_code == 404
     done = client.chat.completions.create(model="workspace", **GREEDY)
     assert done.choices[0].message.content == alone["workspace"]

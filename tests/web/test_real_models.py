@@ -18,7 +18,7 @@ def address(trained):
     running = subprocess.Popen(
         command, cwd=trained, env=os.environ | {"PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True
     )
-    yield re.search(r"http://[^/\s]+", running.stdout.readline())[0]
+    yield re.search(r"http://[\d.:]+", running.stdout.readline())[0]
     running.terminate()
     running.wait()
 
