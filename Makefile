@@ -67,6 +67,7 @@ benchmark: setup ## ours beside TRL, and the whole pipeline timed: about an hour
 	@$(PIP) --editable '.[benchmark]'
 	python benchmarks/cost.py
 	python benchmarks/decoding.py
+	python benchmarks/serving.py
 	python benchmarks/pipeline.py
 	python benchmarks/scale.py
 	python benchmarks/targets.py

@@ -24,6 +24,7 @@ TABLES = {
     "cost": Table(Path("benchmarks/README.md"), "make benchmark"),
     "decoding": Table(Path("benchmarks/README.md"), "make benchmark"),
     "pipeline": Table(Path("benchmarks/README.md"), "make benchmark"),
+    "serving": Table(Path("benchmarks/README.md"), "make benchmark"),
     "scale": Table(Path("benchmarks/README.md"), "make benchmark"),
 }
 
