@@ -3,7 +3,7 @@
     python benchmarks/targets.py
 
 measures nothing itself. It prints the table and puts it into benchmarks/README.md. The results are those of `make compare`,
-cost.py, decoding.py and pipeline.py.
+cost.py, decoding.py, serving.py and pipeline.py.
 """
 
 import argparse
@@ -17,13 +17,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cost import MEMORY, SPEED, spread
 from decoding import over_base, over_one_by_one
+from serving import over_file, over_one_adapter
 
 from finetune import cli, files, generated, places
 
 OPERATIONS = 4
 """Per parameter and token: forward pass and the gradient of the activations. A frozen base has no gradient of its own."""
 
-SOURCES = ("comparison", "cost", "decoding", "pipeline")
+SOURCES = ("comparison", "cost", "decoding", "serving", "pipeline")
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,11 @@ def markdown(results: dict[str, dict]) -> str:
         *of_the_race(race),
         *of_the_rounds(results["cost"]["rounds"]),
         *of_the_answers(results["decoding"]["rounds"]),
+        *of_the_adapters(results["serving"]),
         of_the_pipeline(results["pipeline"]),
     ]
     hardware = {"race": ", ".join(race["hardware"])} | {
-        name: results[name]["hardware"] for name in ("cost", "decoding", "pipeline")
+        name: results[name]["hardware"] for name in ("cost", "decoding", "serving", "pipeline")
     }
     return (
         "\n".join([*lines, *(target.row() for target in found)])
@@ -134,6 +136,18 @@ def of_the_answers(rounds: list[dict]) -> Iterator[Target]:
         ("over the seed recipe's, one by one", 12, over_one_by_one(rounds)),
     ):
         yield Target(f"decoding: answers/s {text}", "≥", bound, median(values), spread(values, ".2f"))
+
+
+def of_the_adapters(results: dict) -> Iterator[Target]:
+    """Of several adapters over one base, and of the first token."""
+    rounds = [one["ours"] for one in results["rounds"]]
+    for text, sign, bound, form, values in (
+        ("first token after the command (s)", "≤", 3, ".1f", [one["first_seconds"] for one in rounds]),
+        ("switch to another adapter (ms)", "≤", 5, ".2f", [one["switch_ms"] for one in rounds]),
+        ("memory of a further adapter, over its file", "≤", 1.1, ".2f", over_file(results, "ours")),
+        ("speed over 4 adapters, over that of one", "≥", 0.7, ".2f", over_one_adapter(results, "ours")),
+    ):
+        yield Target(f"serving: {text}", sign, bound, median(values), spread(values, form))
 
 
 def of_the_pipeline(results: dict) -> Target:
