@@ -224,18 +224,27 @@ ROWS = (
 )
 
 
+def over_file(results: dict, way: str) -> list[float]:
+    """The memory of a further adapter over the size of its file, in each round."""
+    return [one[way]["adapter_gb"] / results["file_gb"] for one in results["rounds"]]
+
+
+def over_one_adapter(results: dict, way: str) -> list[float]:
+    """Tokens/s of a batch over several adapters, over those of one adapter's, in each round."""
+    return [one[way]["tokens_per_second_mixed"] / one[way]["tokens_per_second_16"] for one in results["rounds"]]
+
+
 def markdown(results: dict) -> str:
     """The table."""
     rounds = results["rounds"]
     lines = ["| median (least to most) | ours | transformers and peft |", "|---|---:|---:|"]
     for text, key, form in ROWS:
         lines.append(f"| {text} | {' | '.join(spread([one[way][key] for one in rounds], form) for way in WAYS)} |")
-    over_file = [[one[way]["adapter_gb"] / results["file_gb"] for one in rounds] for way in WAYS]
-    lines.append(
-        f"| memory of a further adapter, over its file | {' | '.join(spread(one, '.2f') for one in over_file)} |"
-    )
-    mixed = [[one[way]["tokens_per_second_mixed"] / one[way]["tokens_per_second_16"] for one in rounds] for way in WAYS]
-    lines.append(f"| speed over 4 adapters, over that of one | {' | '.join(spread(one, '.2f') for one in mixed)} |")
+    for text, values in (
+        ("memory of a further adapter, over its file", over_file),
+        ("speed over 4 adapters, over that of one", over_one_adapter),
+    ):
+        lines.append(f"| {text} | {' | '.join(spread(values(results, way), '.2f') for way in WAYS)} |")
     return "\n".join(lines) + (
         f"\n\n{TOKENS} tokens an answer, the first {BATCH} test prompts. The adapter's file has {results['file_gb']:.4f} GB. "
         f"{len(rounds)} rounds in turn. {results['hardware']}; {results['versions']}."
