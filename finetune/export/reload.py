@@ -93,4 +93,5 @@ def by_llama_cpp(
         llama.reset()
         done = llama.create_completion(ids, max_tokens=max_new_tokens, temperature=0.0)
         found.append(done["choices"][0]["text"].strip())
+    llama.close()
     return found, cut_else
