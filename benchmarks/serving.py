@@ -76,9 +76,7 @@ def ours(prompts: list[list[int]]) -> dict[str, float]:
     mixed = made(engine, [names[number % ADAPTERS] for number in range(BATCH)])
     return {
         "load_seconds": loaded,
-        "tokens_per_second_1": TOKENS / at_one,
-        "tokens_per_second_16": BATCH * TOKENS / same,
-        "tokens_per_second_mixed": BATCH * TOKENS / mixed,
+        **speeds(at_one, same, mixed),
         "switch_ms": median(switches) * 1000,
         "adapter_gb": each,
     }
@@ -118,11 +116,18 @@ def peft(prompts: list[list[int]]) -> dict[str, float]:
     mixed = made(prompts, adapter_names=[f"copy {number % ADAPTERS}" for number in range(BATCH)])
     return {
         "load_seconds": loaded,
+        **speeds(at_one, same, mixed),
+        "switch_ms": median(switches) * 1000,
+        "adapter_gb": each,
+    }
+
+
+def speeds(at_one: float, same: float, mixed: float) -> dict[str, float]:
+    """Tokens/s, given the seconds of one answer, of a batch, and of a batch over several adapters."""
+    return {
         "tokens_per_second_1": TOKENS / at_one,
         "tokens_per_second_16": BATCH * TOKENS / same,
         "tokens_per_second_mixed": BATCH * TOKENS / mixed,
-        "switch_ms": median(switches) * 1000,
-        "adapter_gb": each,
     }
 
 

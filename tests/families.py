@@ -154,3 +154,18 @@ def with_tokenizer(family: str, folder: Path, like: Path, **settings: object) ->
     save(family, folder, **settings)
     AutoTokenizer.from_pretrained(like).save_pretrained(folder)
     return folder
+
+
+@torch.no_grad()
+def alone(model: PreTrainedModel, prompt: list[int], new_tokens: int, ends: list[int]) -> list[int]:
+    """What transformers makes of one prompt, greedily."""
+    ids = torch.tensor([prompt])
+    made = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        eos_token_id=ends,
+        pad_token_id=0,
+    )
+    return made[0, len(prompt) :].tolist()

@@ -5,6 +5,7 @@ import gc
 import families
 import pytest
 import torch
+from families import alone
 from peft import LoraConfig, get_peft_model
 
 from finetune import params
@@ -22,21 +23,6 @@ def prompts() -> list[list[int]]:
 
 def loaded(family: str, folder, **settings):
     return load_base(families.save(family, folder, **settings), torch.float32).eval()
-
-
-@torch.no_grad()
-def alone(model, prompt: list[int], new_tokens: int, ends: list[int]) -> list[int]:
-    """What transformers makes of one prompt."""
-    ids = torch.tensor([prompt])
-    made = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        eos_token_id=ends,
-        pad_token_id=0,
-    )
-    return made[0, len(prompt) :].tolist()
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import families
 import pytest
 import torch
+from families import alone
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -59,20 +60,6 @@ def with_adapters(family: str, base, folder) -> PeftModel:
             torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(folder)
     return model.eval()
-
-
-@torch.no_grad()
-def alone(model, prompt: list[int], new_tokens: int, ends: list[int]) -> list[int]:
-    ids = torch.tensor([prompt])
-    made = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        eos_token_id=ends,
-        pad_token_id=0,
-    )
-    return made[0, len(prompt) :].tolist()
 
 
 def theirs(model: PeftModel, name: str | None, prompt: list[int], new_tokens: int, ends: list[int]) -> list[int]:
