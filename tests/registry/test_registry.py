@@ -63,7 +63,11 @@ def first(clone, tmp_path_factory):
     """A copy of the clone with an experiment that has run and one that waits. Registered and pushed: HEAD as haiku@v1,
     the experiment as haiku@v2."""
     folder = tmp_path_factory.mktemp("registry") / "first"
-    shutil.copytree(clone, folder, symlinks=True)
+    # What is committed and its cache, without the experiments and queues that other tests leave in the clone.
+    git(folder.parent, "clone", "--quiet", "--no-tags", clone, folder)
+    git(folder, "remote", "remove", "origin")
+    shutil.copytree(clone / ".dvc/cache", folder / ".dvc/cache", symlinks=True)
+    assert dvc(folder, "checkout").returncode == 0
     for setting in (("user.name", "t"), ("user.email", "t@t")):
         git(folder, "config", *setting)
     git(folder, "branch", "--move", "--force", "trunk")
