@@ -3,19 +3,16 @@
 import json
 import shutil
 import subprocess
-from contextlib import chdir, redirect_stdout
-from io import StringIO
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 import yaml
-from helpers import GIT, command, commit, drafts_in, dvc, files_in
+from helpers import GIT, ROOT, command, commit, drafts_in, dvc, files_in
 
-from finetune.commands.main import main
-from finetune.errors import UserError
 from finetune.models.adapters import load_tuned
 from finetune.registry import fetched
-from finetune.registry.checkpoints import Checkpoint, find
+from finetune.registry.checkpoints import Checkpoint
 
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 """Git's own name for it."""
@@ -27,35 +24,55 @@ def git(folder: Path, *arguments: object) -> str:
     return done.stdout
 
 
+def finetune(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run the command in `folder`, in a process of its own."""
+    return command("python", "-m", "finetune.commands.main", *arguments, cwd=folder, PYTHONPATH=str(ROOT))
+
+
 def said(folder: Path, *arguments: str) -> str:
     """What the command `finetune` prints, run in `folder`."""
-    with chdir(folder), redirect_stdout(StringIO()) as printed:
-        main(arguments)
-    return printed.getvalue()
+    done = finetune(folder, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def refused(folder: Path, *arguments: str) -> str:
     """The one sentence of a command that must refuse; it leaves no tag."""
     before = git(folder, "tag")
-    with pytest.raises(SystemExit) as ended:
-        said(folder, *arguments)
-    sentence = ended.value.code
-    assert isinstance(sentence, str) and sentence.startswith("error: ") and "\n" not in sentence
+    done = finetune(folder, *arguments)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
     assert git(folder, "tag") == before
-    return sentence
+    return done.stderr
+
+
+FIND = """
+import sys
+from finetune.errors import UserError
+from finetune.registry.checkpoints import find
+try:
+    found = find(sys.argv[1])
+    print(found.folder, found.base, sep="\\n")
+except UserError as error:
+    print("refused:", error)
+"""
+
+
+def looked_up(folder: Path, name: str) -> subprocess.CompletedProcess:
+    """`find` as a command calls it, in the repository's root."""
+    done = command("python", "-c", FIND, name, cwd=folder, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def found(folder: Path, name: str) -> Checkpoint:
-    """`find` as a command calls it, in the repository's root."""
-    with chdir(folder):
-        return find(name)
+    place, base = looked_up(folder, name).stdout.splitlines()
+    return Checkpoint(name, Path(place), None if base == "None" else Path(base))
 
 
 def unfound(folder: Path, name: str) -> str:
-    with pytest.raises(UserError) as refusal:
-        found(folder, name)
-    assert not drafts_in(folder / ".dvc/tmp")
-    return str(refusal.value)
+    sentence = looked_up(folder, name).stdout
+    assert sentence.startswith("refused:") and not drafts_in(folder / ".dvc/tmp")
+    return sentence
 
 
 @pytest.fixture(scope="module")
@@ -148,13 +165,13 @@ def test_what_was_found_answers(second):
     assert facts["seed"] == 2 and model.peft_config
 
 
-def test_what_was_found_once_needs_no_remote_and_is_found_at_once(first, second, capsys):
-    before = found(second, "haiku@v1")
+def test_what_was_found_once_needs_no_remote_and_is_found_at_once(first, second):
+    before = looked_up(second, "haiku@v1").stdout
     remote = first.parent / "dvc-remote"
     remote.rename(remote.with_name("elsewhere"))
     try:
-        capsys.readouterr()
-        assert found(second, "haiku@v1") == before and not capsys.readouterr().err
+        again = looked_up(second, "haiku@v1")
+        assert again.stdout == before and not again.stderr
     finally:
         remote.with_name("elsewhere").rename(remote)
 
