@@ -96,7 +96,7 @@ def _what(args: argparse.Namespace) -> Export:
     checkpoint = find(args.ckpt)
     facts, folder = read_facts(checkpoint.folder), checkpoint.folder
     if args.format == "adapter" and not METHODS[facts["method"]].adapters:
-        raise UserError(f"{args.ckpt}: all parameters were trained, so there is no adapter; export merged or gguf")
+        raise UserError(f"{folder}: all parameters were trained, so there is no adapter; export merged or gguf")
     tokenizer = tokenizers.load(folder)
     found = bases.find(folder, facts, args.model_name or checkpoint.base)
     base = found.chosen(args.onto)

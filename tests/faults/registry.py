@@ -5,12 +5,10 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-from dvc.repo import Repo
-from helpers import commit
+from helpers import ROOT, commit, dvc
+from helpers import command as run
 
 from faults import Bench, Fault
-from finetune.commands.main import main
 
 
 def named(what: str, command: str, sentence: str, prepare: Callable[[Path], object]) -> Fault:
@@ -18,9 +16,11 @@ def named(what: str, command: str, sentence: str, prepare: Callable[[Path], obje
 
     def cause(bench: Bench) -> str:
         prepare(bench.folder)
-        with pytest.raises(SystemExit) as ended:
-            main(shlex.split(command))
-        return str(ended.value.code).removeprefix("error: ")
+        done = run(
+            "python", "-m", "finetune.commands.main", *shlex.split(command), cwd=bench.folder, PYTHONPATH=str(ROOT)
+        )
+        assert done.returncode == 1, done.stdout
+        return done.stderr.strip().removeprefix("error: ")
 
     return Fault("registry", what, sentence, cause)
 
@@ -28,8 +28,8 @@ def named(what: str, command: str, sentence: str, prepare: Callable[[Path], obje
 def repository(folder: Path) -> None:
     """Git and DVC, and one commit, without a dvc.lock."""
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
-    with Repo.init(str(folder)):
-        commit(folder, "settings")
+    assert dvc(folder, "init", "--quiet").returncode == 0
+    commit(folder, "settings")
 
 
 def nothing(folder: Path) -> None:
