@@ -205,8 +205,6 @@ def test_unknown_target_modules_and_methods_are_refused(workspace, tiny_models):
 
 def test_no_checkpoint_is_named(workspace):
     assert "models/tuned: no fine-tuned model there" in refusal("eval")
-        "infer", "--ckpt", "elsewhere", "--prompt", "x"
-    )
 
 
 def test_the_precision_suits_the_device():
