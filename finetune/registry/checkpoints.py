@@ -90,7 +90,7 @@ def base_of(locked: dict, facts: dict) -> Path | None:
 def _folder(name: str) -> Path | None:
     """The folder that the user means by `name`: one that holds facts of a model, or a path that can be nothing else."""
     try:
-        path = places.given(name)
+        path = Path(name).expanduser()
         holds = (path / places.FACTS).is_file()
         return path if holds or (path.exists() and (path.is_absolute() or len(path.parts) > 1)) else None
     except (OSError, ValueError, RuntimeError):  # what is no path: too long, a null byte, the home of nobody

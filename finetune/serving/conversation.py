@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
+from finetune import cli
 from finetune.data import alpaca
 from finetune.data.turns import Turn
 from finetune.errors import UserError
@@ -81,7 +82,7 @@ class Conversation:
     def _use(self, names: Sequence[str]) -> None:
         if len(names) != 1:
             raise UserError("/use: takes one name, as in /use base")
-        self.current = self.models.add(names[0])
+        self.current = self.models.add(cli.source(names[0]))
         print(f"{self.current.name} answers", file=sys.stderr)
 
     def _compare(self, names: Sequence[str]) -> None:
@@ -91,7 +92,7 @@ class Conversation:
         if not questions:
             raise UserError("/compare: there is no question yet; ask one first")
         turns = self.turns[: questions[-1] + 1]
-        asked = [(self.models.add(name), turns) for name in dict.fromkeys(names)]
+        asked = [(self.models.add(cli.source(name)), turns) for name in dict.fromkeys(names)]
         with closing(answers(asked, self.sampling, self.max_new_tokens)) as pieces:
             for piece, text in whole(pieces):
                 print(f"── {asked[piece.number][0].name} ({speed(piece)})\n{text}")
