@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     sampling = Sampling(args.temperature, args.top_p, args.top_k, args.seed)
     with device.enough_memory("lower --max_new_tokens, or choose a smaller model"):
-        models = Models(slots=_AT_A_TIME if lines is None else min(args.at_a_time, max(1, len(lines))))
+        models = Models(slots=_AT_A_TIME if lines is None else min(args.at_a_time, len(lines)))
         served = models.add(args.ckpt)
         if lines is None:
             from finetune.serving.conversation import Conversation, typed

@@ -12,6 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
 
 from finetune.device import compute_dtype, device
+from finetune.models.ends import end_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,7 +46,7 @@ def answers(
 ) -> list[str]:
     """Greedy answers by `generate`, where the model's own end tokens end them; stripped, in the prompts' order."""
     model.eval()
-    ends = _ends(model)
+    ends = end_tokens(model)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     found = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
@@ -64,11 +65,6 @@ def answers(
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int], **settings: bool) -> str:
     return cast(str, tokenizer.decode(ids, **settings))
-
-
-def _ends(model: PreTrainedModel | PeftModel) -> set[int]:
-    ends = model.generation_config.eos_token_id
-    return {ends} if isinstance(ends, int) else set(ends or [])
 
 
 def llama_cpp_is_here() -> bool:

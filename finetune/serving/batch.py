@@ -10,7 +10,6 @@ from finetune.data.turns import Turn
 from finetune.serving.models import Served
 from finetune.serving.request import Request
 from finetune.serving.sampling import Sampling
-from finetune.serving.text import TextStream
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,31 @@ class Piece:
     """Of the last piece: 'stop' or 'length' (`Request.reason`); None before."""
 
 
+class Telling:
+    """An answer told in pieces, as its tokens come."""
+
+    def __init__(self, served: Served, request: Request, number: int = 0) -> None:
+        """The clock starts; `number` is the question's."""
+        self._request, self._number = request, number
+        self._text = served.text()
+        self._read = 0
+        self._started = time.perf_counter()
+
+    def piece(self) -> Piece:
+        """What has come since the last piece."""
+        request = self._request
+        text = self._text.add(request.made[self._read :])
+        self._read = len(request.made)
+        return Piece(
+            number=self._number,
+            text=text + self._text.end() if request.reason else text,
+            tokens=self._read,
+            prompt_tokens=len(request.prompt),
+            seconds=time.perf_counter() - self._started,
+            reason=request.reason,
+        )
+
+
 def answers(
     asked: Sequence[tuple[Served, Sequence[Turn]]], sampling: Sampling, max_new_tokens: int
 ) -> Generator[Piece, None, None]:
@@ -38,38 +62,22 @@ def answers(
     what isn't answered.
     """
     requests = [served.request(turns, sampling, max_new_tokens) for served, turns in asked]
-    texts = [served.text() for served, _ in asked]
-    engines = list({id(served.engine): served.engine for served, _ in asked}.values())
-    numbers = {id(request): number for number, request in enumerate(requests)}
-    read = [0] * len(requests)
-    started = time.perf_counter()
+    told = {
+        request: Telling(served, request, number)
+        for number, ((served, _), request) in enumerate(zip(asked, requests, strict=True))
+    }
+    engines = list(dict.fromkeys(served.engine for served, _ in asked))
     for (served, _), request in zip(asked, requests, strict=True):
         served.engine.submit(request)
     try:
         while any(engine.requests for engine in engines):
             for engine in engines:
                 for request in engine.step():
-                    number = numbers[id(request)]
-                    text = new_text(texts[number], request, read[number])
-                    read[number] = len(request.made)
-                    yield Piece(
-                        number,
-                        text,
-                        len(request.made),
-                        len(request.prompt),
-                        time.perf_counter() - started,
-                        request.reason,
-                    )
+                    yield told[request].piece()
     finally:
         for engine in engines:
             for request in engine.requests:
                 engine.cancel(request)
-
-
-def new_text(text: TextStream, request: Request, read: int) -> str:
-    """The text of the tokens made after the first `read` ones."""
-    fresh = text.add(request.made[read:])
-    return fresh + text.end() if request.reason else fresh
 
 
 def whole(pieces: Iterable[Piece]) -> Iterator[tuple[Piece, str]]:

@@ -114,11 +114,6 @@ class Models:
         """Of all models, in the order in which they were added."""
         return list(self._served)
 
-    @property
-    def engines(self) -> list[Engine]:
-        """One for each model in memory."""
-        return list({id(one.engine): one.engine for one in self._served.values()}.values())
-
     def __getitem__(self, name: str) -> Served:
         """Raises UserError if there is none of this name."""
         if name not in self._served:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,28 +13,25 @@ from finetune import report
 from finetune.data.turns import Turn
 from finetune.device import is_out_of_memory
 from finetune.errors import UserError
-from finetune.serving.batch import Piece, new_text
+from finetune.serving.batch import Piece, Telling
 from finetune.serving.engine import Engine
 from finetune.serving.models import Models, Served
 from finetune.serving.request import Request
 from finetune.serving.sampling import Sampling
-from finetune.serving.text import TextStream
 
 
 class Full(UserError):
     """So many requests wait already that no further one is taken."""
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class _Asked:
     """A request that is being answered, and who is told of it."""
 
     request: Request
     engine: Engine
-    text: TextStream
+    telling: Telling
     tell: Callable[[Piece | Exception], None]
-    started: float
-    read: int = 0
 
 
 class Worker:
@@ -147,17 +143,14 @@ class Worker:
                         return
                     order()
                     wait = False
-            for engine in {id(one.engine): one.engine for one in self._asked.values()}.values():
+            for engine in dict.fromkeys(one.engine for one in self._asked.values()):
                 self._step(engine)
 
     def _step(self, engine: Engine) -> None:
         try:
             for request in engine.step():
                 asked = self._asked[request]
-                text = new_text(asked.text, request, asked.read)
-                asked.read = len(request.made)
-                seconds = time.perf_counter() - asked.started
-                asked.tell(Piece(0, text, asked.read, len(request.prompt), seconds, request.reason))
+                asked.tell(asked.telling.piece())
                 if request.reason:
                     del self._asked[request]
         except Exception as error:  # whatever befell this pass, the next requests are to be answered
@@ -169,8 +162,7 @@ class Worker:
                 one.tell(UserError(sentence))
 
     def _submit(self, served: Served, request: Request, tell: Callable[[Piece | Exception], None]) -> None:
-        asked = _Asked(request, served.engine, served.text(), tell, time.perf_counter())
-        self._asked[request] = asked
+        self._asked[request] = _Asked(request, served.engine, Telling(served, request), tell)
         served.engine.submit(request)
 
     def _drop(self, request: Request) -> None:
