@@ -72,13 +72,27 @@ def of_source(source: str) -> str:
     """A source of params.yaml: where it is a relative path that the temporary copy of the repository lacks in which
     DVC runs queued experiments, the same path from the repository itself, as files that Git doesn't track are there.
     """
-    copy = Path.cwd()
-    for parent in copy.parents:
-        if parent.parts[-3:] == (".dvc", "tmp", "exps"):
-            original = Path(os.path.normpath(parent.parents[2] / source))
-            relative = not Path(source).expanduser().is_absolute()
-            return str(original) if relative and not Path(source).exists() and original.exists() else source
-    return source
+    path = Path(source)
+    if path.expanduser().is_absolute() or path.exists() or not original(path).exists():
+        return source
+    return str(original(path))
+
+
+def original(path: Path) -> Path:
+    """`path`, relative to the root: in the temporary copy in which DVC runs a queued experiment, that of the repository."""
+    copied = _copied()
+    return path if copied is None else Path(os.path.normpath(copied / path))
+
+
+def in_copy() -> bool:
+    """Whether the root is such a copy."""
+    return _copied() is not None
+
+
+def _copied() -> Path | None:
+    """The repository whose temporary copy the root is."""
+    folders = (parent for parent in Path.cwd().parents if parent.parts[-3:] == (".dvc", "tmp", "exps"))
+    return next((folder.parents[2] for folder in folders), None)
 
 
 @dataclass(frozen=True)

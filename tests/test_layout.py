@@ -13,6 +13,7 @@ ORDER = [
     "finetune",
     "sources",
     "costs",
+    "snapshots",
     "experiments",
     "figures",
     "data",
