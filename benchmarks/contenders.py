@@ -100,7 +100,7 @@ def ours(work: Work, method: str, meter: "Meter") -> Result:
     from finetune.kernels.packing import longest_pass
     from finetune.models.adapters import trainable
     from finetune.models.four_bits import in_4_bits
-    from finetune.training.trainer import train
+    from finetune.training.run import train
 
     p = work.settings.train
     tokens = longest_pass(map(len, work.train["input_ids"]), p.batch_size, p.tokens_per_micro_batch)
@@ -294,7 +294,7 @@ def main() -> None:
     import transformers
 
     from finetune.costs.meter import Meter, peak_process_gb
-    from finetune.training import trainer  # noqa: F401  (imported before the memory baseline is taken)
+    from finetune.training import run  # noqa: F401  (imported before the memory baseline is taken)
 
     if args.name.startswith("trl"):
         import trl  # noqa: F401

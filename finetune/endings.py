@@ -14,8 +14,13 @@ BROKEN_PIPE = 141
 """As shells have it for a process whose reader has gone: 128 + SIGPIPE."""
 
 
-class _Terminated(BaseException):
-    """A signal that asks the process to end; raised, so that drafts are removed on the way out."""
+class Ended(BaseException):
+    """A signal, by its number, that asks the process to end; raised, so that drafts are removed on the way out."""
+
+    def __init__(self, number: int, kept: str = "") -> None:
+        """With what is `kept` of the work, in words."""
+        super().__init__(number)
+        self.number, self.kept = number, kept
 
 
 @contextmanager
@@ -34,8 +39,9 @@ def sentences(stdout_is_the_result: bool) -> Iterator[None]:
             _end(f"error: {' '.join(str(error).splitlines())}")
         except KeyboardInterrupt:
             _end("error: interrupted", 128 + signal.SIGINT)
-        except _Terminated as error:
-            _end("error: terminated", 128 + error.args[0])
+        except Ended as error:
+            word = "interrupted" if error.number == signal.SIGINT else "terminated"
+            _end(f"error: {word}{error.kept and f'; {error.kept}'}", 128 + error.number)
         except BrokenPipeError:
             sys.exit(BROKEN_PIPE)
         except Exception as error:
@@ -55,7 +61,7 @@ def _signals_raised() -> Iterator[None]:
     """SIGTERM (also of a scheduler) and SIGHUP (the terminal has gone) raise in the block, unless they are ignored."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise _Terminated(number)
+        raise Ended(number)
 
     before: dict[signal.Signals, Any] = {}
     for name in ("SIGTERM", "SIGHUP"):

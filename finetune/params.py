@@ -75,6 +75,9 @@ class Train:
     warmup: float = _number(0, 0.99)
     weight_decay: float = _number(0)
     max_grad_norm: float = _number(0, above=True)
+    validations: int = _number(1)
+    keep: str = _choice("best", "last")
+    patience: int | None = _number(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +214,7 @@ def _value(value: Any, kind: Any, limits: Any, path: str) -> Any:
     choices = limits.get("choices")
     if choices and value not in choices:
         raise UserError(f"{path}: must be one of {', '.join(map(str, choices))}, got {quoted(value)}")
-    if "minimum" in limits:
+    if "minimum" in limits and value is not None:
         _check_range(value, limits, path)
     return value
 

@@ -19,7 +19,7 @@ def main() -> None:
 
     from finetune import device, files
     from finetune.costs.memory_parts import split_peak
-    from finetune.costs.meter import Meter, peak_process_gb
+    from finetune.costs.meter import Meter
     from finetune.data import prepared
     from finetune.kernels.packing import longest_pass
     from finetune.methods import METHODS
@@ -31,16 +31,19 @@ def main() -> None:
     from finetune.models.fingerprint import fingerprint
     from finetune.models.four_bits import base_in_4_bits
     from finetune.models.targets import check_reached
+    from finetune.snapshots.identity import identity
+    from finetune.snapshots.unfinished import unfinished
     from finetune.sources.fetch import base_folder
     from finetune.sources.provenance import provenance
     from finetune.tracking.dvclive import live_log
     from finetune.training import schedule
-    from finetune.training.trainer import train
+    from finetune.training.run import train
 
     method = METHODS[p.method]
     base = base_in_4_bits(args.model_name) if method.quantized else base_folder(args.model_name)
     tokenizer = tokenizers.load(base)
-    splits, prepared_facts = prepared.load(Path(args.dataset or places.PREPARED), tokenizer)
+    data = Path(args.dataset or places.PREPARED)
+    splits, prepared_facts = prepared.load(data, tokenizer)
 
     settings = p.methods[p.method]
     schedule.check(p.train, settings, len(splits["train"]))
@@ -58,62 +61,68 @@ def main() -> None:
         },
     }
 
-    meter = Meter().start()
-    transformers.set_seed(p.seed)
-    rows = splits["train"]["input_ids"][:]
-    with device.enough_memory("choose a smaller model.source, or method qlora"):
-        tokens = longest_pass(map(len, rows), p.train.batch_size, p.train.tokens_per_micro_batch)
-        model = trainable(base, method, p.lora, tokens)
-    add_end_tokens(model, facts["end_tokens"])
-    saved.check_can_be_saved(model, tokenizer, facts, provenance(base), out.folder)
-    with device.enough_memory("lower data.max_length, or choose a smaller model.source"):
-        probe.check_vocabulary(model, rows, tokenizer.pad_token_id)
-        packed = probe.can_be_packed(model, rows)
-        check_reached(model, min(rows, key=len))
-    trained, total = parameter_counts(model)
-    print(f"{method.name}: {trained:,} of {total:,} parameters trained, on {device.describe()}")
-    if not packed:
-        print("sequences of this model would hear of each other in one pass: each goes through it alone")
-    with live_log(out.plots / "live") as log, device.enough_memory(_ADVICE):
-        result = train(
-            model,
-            tokenizer,
-            splits,
-            settings=p.train,
-            method=settings,
-            seed=p.seed,
-            packed=packed,
-            meter=meter,
-            log=log,
+    # Where the base lies is no matter: its fingerprint is among the facts.
+    run = identity("train", facts | {"base": None}, [data])
+    with unfinished("train", run, out.metrics / "train.json") as kept:
+        meter = Meter().start()
+        transformers.set_seed(p.seed)
+        rows = splits["train"]["input_ids"][:]
+        with device.enough_memory("choose a smaller model.source, or method qlora"):
+            tokens = longest_pass(map(len, rows), p.train.batch_size, p.train.tokens_per_micro_batch)
+            model = trainable(base, method, p.lora, tokens)
+        add_end_tokens(model, facts["end_tokens"])
+        saved.check_can_be_saved(model, tokenizer, facts, provenance(base), out.folder)
+        with device.enough_memory("lower data.max_length, or choose a smaller model.source"):
+            probe.check_vocabulary(model, rows, tokenizer.pad_token_id)
+            packed = probe.can_be_packed(model, rows)
+            check_reached(model, min(rows, key=len))
+        trained, total = parameter_counts(model)
+        print(f"{method.name}: {trained:,} of {total:,} parameters trained, on {device.describe()}")
+        if not packed:
+            print("sequences of this model would hear of each other in one pass: each goes through it alone")
+        with live_log(out.plots / "live") as log, device.enough_memory(_ADVICE):
+            result = train(
+                model,
+                tokenizer,
+                splits,
+                settings=p.train,
+                method=settings,
+                seed=p.seed,
+                packed=packed,
+                meter=meter,
+                log=log,
+                unfinished=kept,
+            )
+        meter.stop()
+        saved.save(model, tokenizer, facts, provenance(base), out.folder)
+        meter.save(out.plots / places.MEMORY_TABLE)
+        peak = round(meter.peak_device_gb(), 3)
+        files.write_json(
+            out.metrics / "train.json",
+            {
+                "validation_loss": round(result.validation_loss, 4),
+                "kept_step": result.kept_step,
+                "peak_device_gb": peak,
+                "epoch_seconds": round(result.seconds / result.epochs, 1),
+                "tokens_per_second": round(result.tokens / result.seconds, 1),
+                "size_gb": round(saved.size_gb(out.folder), 4),
+                **meter.energy(),
+            },
         )
-    meter.stop()
-    saved.save(model, tokenizer, facts, provenance(base), out.folder)
-    meter.save(out.plots / places.MEMORY_TABLE)
-    peak = round(meter.peak_device_gb(), 3)
-    files.write_json(
-        out.metrics / "train.json",
-        {
-            "validation_loss": round(result.validation_loss, 4),
-            "peak_device_gb": peak,
-            "epoch_seconds": round(result.seconds / result.epochs, 1),
-            "tokens_per_second": round(result.tokens / result.seconds, 1),
-            "size_gb": round(saved.size_gb(out.folder), 4),
-            **meter.energy(),
-        },
-    )
-    files.write_json(
-        out.metrics / "train.facts.json",
-        {
-            "train_loss": round(result.train_loss, 4),
-            "train_seconds": round(result.seconds, 1),
-            "trained_parameters": trained,
-            "peak_process_gb": round(peak_process_gb(), 3),
-            **split_peak(result.memory, peak),
-            "hardware": device.describe(),
-            "versions": device.versions(),
-            "weights": fingerprint(out.folder),
-        },
-    )
+        files.write_json(
+            out.metrics / "train.facts.json",
+            {
+                "train_loss": round(result.train_loss, 4),
+                "steps": result.steps,
+                "train_seconds": round(result.seconds, 1),
+                "trained_parameters": trained,
+                "peak_process_gb": round(meter.peak_process_gb(), 3),
+                **split_peak(result.memory, peak),
+                "hardware": device.describe(),
+                "versions": device.versions(),
+                "weights": fingerprint(out.folder),
+            },
+        )
 
 
 if __name__ == "__main__":

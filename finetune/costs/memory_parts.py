@@ -35,12 +35,14 @@ class Activations:
 
     def __init__(self, model: nn.Module) -> None:
         self.bytes = 0
-        self._model, self._largest = model, 0
+        self.tokens = 0
+        """Of the largest pass so far, which `bytes` is of."""
+        self._model = model
 
     @contextmanager
     def watch(self, tokens: int) -> Iterator[None]:
         """Count in the block, a forward pass of `tokens` tokens."""
-        if tokens <= self._largest:
+        if tokens <= self.tokens:
             yield
             return
         kept: dict[int, tuple[StorageWeakRef, int]] = {}
@@ -56,7 +58,7 @@ class Activations:
         # What the pass has let go of by now (DoRA's norms) doesn't wait for the backward pass.
         alive = {place: size for place, (storage, size) in kept.items() if not storage.expired()}
         self.bytes = sum(size for place, size in alive.items() if place not in known)
-        self._largest = tokens
+        self.tokens = tokens
 
 
 def memory_parts(model: nn.Module, optimizer: torch.optim.Optimizer, activations: Activations) -> MemoryParts:

@@ -26,6 +26,14 @@ class SplitAdamW(torch.optim.Optimizer):
     ) -> None:
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned, each tensor in its own dtype; torch's own would cast all to the weight's."""
+        super().load_state_dict(state_dict | {"state": {}})
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for index, state in state_dict["state"].items():
+            parameter = parameters[index]
+            self.state[parameter] = {name: value.to(parameter.device) for name, value in state.items()}
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # closureless
         """Update every parameter that has a gradient, in place."""

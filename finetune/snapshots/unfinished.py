@@ -32,16 +32,21 @@ def unfinished(stage: str, identity: str, metrics: Path) -> Iterator[Path]:
     kept = places.original(FOLDER)
     folder = kept / f"{stage}-{identity}"
     kept.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        if _recorded(folder):
-            shutil.rmtree(folder)
-        _tidy(kept, stage, folder)
-        folder.mkdir(exist_ok=True)
-        yield folder
-        if os.environ.get("DVC_STAGE") and not places.in_copy():
-            write_text(folder / _FINISHED, md5(metrics))
-        else:
-            shutil.rmtree(folder)
+    try:
+        with _locked(folder):
+            if _recorded(folder):
+                shutil.rmtree(folder)
+            _tidy(kept, stage, folder)
+            folder.mkdir(exist_ok=True)
+            yield folder
+            if os.environ.get("DVC_STAGE") and not places.in_copy():
+                write_text(folder / _FINISHED, md5(metrics))
+            else:
+                shutil.rmtree(folder)
+    finally:
+        for empty in (folder, kept):
+            with suppress(OSError):
+                empty.rmdir()
 
 
 def _recorded(folder: Path) -> bool:
@@ -71,8 +76,10 @@ def _locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
-        path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _opened(path: Path, folder: Path) -> TextIO:

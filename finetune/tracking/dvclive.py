@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from finetune.training.trainer import Log
+from finetune.training.run_log import Log
 
 
 @contextmanager

@@ -22,9 +22,26 @@ def check(settings: params.Train, method: params.MethodSettings, records: int) -
 
 
 def optimizer_steps(settings: params.Train, method: params.MethodSettings, records: int) -> int:
-    """Optimizer steps of a run, as Trainer counts them: what is left at an epoch's end makes a step of its own."""
+    """Optimizer steps of a run."""
+    return math.ceil(method.epochs * _steps_per_epoch(settings, records))
+
+
+def _steps_per_epoch(settings: params.Train, records: int) -> int:
+    """As Trainer counts them: what is left at an epoch's end makes a step of its own."""
     batches = math.ceil(records / settings.batch_size)
-    return math.ceil(method.epochs * math.ceil(batches / settings.gradient_accumulation))
+    return math.ceil(batches / settings.gradient_accumulation)
+
+
+def validation_steps(settings: params.Train, method: params.MethodSettings, records: int) -> set[int]:
+    """The optimizer steps after which a run is validated: `validations` in an epoch, evenly apart, and the last."""
+    last, per_epoch = optimizer_steps(settings, method, records), _steps_per_epoch(settings, records)
+    parts = range(1, settings.validations + 1)
+    points = {
+        epoch * per_epoch + math.ceil(per_epoch * part / settings.validations)
+        for epoch in range(math.ceil(method.epochs))
+        for part in parts
+    }
+    return {last} | {point for point in points if point < last}
 
 
 def learning_rates(settings: params.Train, method: params.MethodSettings, records: int) -> list[float]:

@@ -1,114 +1,36 @@
-"""The Hugging Face Trainer, wired for a response-only loss, exact averages and metered runs."""
+"""The Hugging Face Trainer, wired for a response-only loss, exact averages, metered runs, and snapshots of our own."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft import PeftModel
-from peft.helpers import disable_input_dtype_casting
 from torch import nn
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from finetune import params
-from finetune.costs.memory_parts import Activations, MemoryParts, memory_parts
-from finetune.costs.meter import Meter
+from finetune.costs.memory_parts import Activations
 from finetune.device import compute_dtype, device
-from finetune.errors import UserError
+from finetune.files import read_json
 from finetune.kernels.adamw import SplitAdamW
 from finetune.kernels.loss import mean_loss, response_loss, sequence_losses
 from finetune.kernels.packing import Batch, longest_pass, micro_batches, pack
-from finetune.models import probe
+from finetune.training import random_state, snapshots
+from finetune.training.run_log import RunLog
+from finetune.training.snapshots import Snapshots
+from finetune.training.validations import Validations
 
 if TYPE_CHECKING:
     from accelerate.optimizer import AcceleratedOptimizer
     from datasets import Dataset, DatasetDict
-
-Log = Callable[[int, dict[str, float]], None]
-"""Called with the optimizer step and its values."""
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a training run came to."""
-
-    train_loss: float
-    """Mean over the last epoch's optimizer steps, nats per response token."""
-    validation_loss: float
-    seconds: float
-    """Training steps alone, without loading and validation."""
-    epochs: float
-    tokens: int
-    """Tokens seen, padding left out."""
-    memory: MemoryParts
+    from torch.optim.lr_scheduler import LambdaLR
+    from transformers import PreTrainedTokenizerBase
 
 
-def train(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    splits: DatasetDict,
-    *,
-    settings: params.Train,
-    method: params.MethodSettings,
-    seed: int,
-    packed: bool,
-    meter: Meter,
-    log: Log,
-) -> TrainingResult:
-    """Train `model` in place on `splits['train']`, validating after each epoch on `splits['validation']`.
-
-    Sequences go through the model several at a time only if it can be `packed`. Raises UserError if the loss stops
-    being a finite number, or if training changed no weight.
-    """
-    shortest = min(splits["train"]["input_ids"], key=len)
-    before = probe.outcome(model, shortest)
-    columns = ["input_ids", "labels"]
-    log_callback = _LogCallback(meter, log)
-    with tempfile.TemporaryDirectory() as scratch, _without_input_casts(model):
-        trainer = _ResponseTrainer(
-            model=model,
-            args=_arguments(settings, method, seed, scratch),
-            train_dataset=splits["train"].select_columns(columns),
-            eval_dataset=splits["validation"].select_columns(columns),
-            data_collator=pack,
-            processing_class=tokenizer,
-            callbacks=[log_callback],
-            optimizer_cls_and_kwargs=(SplitAdamW, {"lr": method.learning_rate, "weight_decay": settings.weight_decay}),
-        )
-        trainer.log_callback = log_callback
-        trainer.tokens_per_micro_batch = settings.tokens_per_micro_batch if packed else 1
-        # No validation pass is longer than training's longest, for which there is memory.
-        lengths = map(len, splits["train"]["input_ids"])
-        trainer.validation_tokens = (
-            longest_pass(lengths, settings.batch_size, settings.tokens_per_micro_batch) if packed else 1
-        )
-        trainer.activations = activations = Activations(model)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        held = memory_parts(model, trainer.optimizer.optimizer, activations)
-    if torch.equal(probe.outcome(model, shortest), before):
-        raise UserError(
-            f"training changed nothing that the model answers: raise methods.<method>.learning_rate, which is {method.learning_rate:g}, "
-            f"or methods.<method>.epochs"
-        )
-    return log_callback.result(trainer.state, held)
-
-
-def _arguments(settings: params.Train, method: params.MethodSettings, seed: int, folder: str) -> TrainingArguments:
+def arguments(settings: params.Train, method: params.MethodSettings, seed: int, folder: str) -> TrainingArguments:
+    """What Trainer is to do; logs, validations and snapshots are callbacks' matter."""
     return TrainingArguments(
         output_dir=folder,
         num_train_epochs=method.epochs,
@@ -126,7 +48,7 @@ def _arguments(settings: params.Train, method: params.MethodSettings, seed: int,
         seed=seed,
         data_seed=seed,
         logging_steps=1,
-        eval_strategy="epoch",
+        eval_strategy="no",
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
@@ -135,38 +57,62 @@ def _arguments(settings: params.Train, method: params.MethodSettings, seed: int,
     )
 
 
-def _without_input_casts(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Under autocast, peft's casts of every adapter input to fp32 and back only cost memory and time."""
-    if isinstance(model, PeftModel) and compute_dtype() != torch.float32:
-        return disable_input_dtype_casting(model)
-    return contextlib.nullcontext()
-
-
-class _ResponseTrainer(Trainer):
+class ResponseTrainer(Trainer):
     """Trainer whose losses are means over response tokens: over the accumulated batch, and over the whole split."""
 
     model: PreTrainedModel | PeftModel
     optimizer: AcceleratedOptimizer
+    lr_scheduler: LambdaLR
     eval_dataset: Dataset
-    log_callback: _LogCallback
-    tokens_per_micro_batch: int
-    validation_tokens: int
-    activations: Activations
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        splits: DatasetDict,
+        *,
+        args: TrainingArguments,
+        tokens_per_micro_batch: int,
+        run_log: RunLog,
+        validations: Validations,
+        snapshots: Snapshots,
+    ) -> None:
+        """Of `splits` (input_ids, labels); at most `tokens_per_micro_batch` tokens go through the model at a time."""
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=splits["train"].select_columns(["input_ids", "labels"]),
+            eval_dataset=splits["validation"].select_columns(["input_ids", "labels"]),
+            data_collator=pack,
+            processing_class=tokenizer,
+            # In this order: the clock starts before a validation that is due.
+            callbacks=[run_log, validations, snapshots],
+            optimizer_cls_and_kwargs=(SplitAdamW, {"lr": args.learning_rate, "weight_decay": args.weight_decay}),
+        )
+        self.remove_callback(PrinterCallback)
         # Makes Trainer count the labels of the accumulated batch, though it is we who divide by them, not the model.
         self.model_accepts_loss_kwargs = True
+        self.run_log, self.validations, self.snapshots = run_log, validations, snapshots
+        validations.validate = self.evaluate
+        self.activations = Activations(model)
+        self._tokens_per_micro_batch = tokens_per_micro_batch
+        # No validation pass is longer than training's longest, for which there is memory.
+        lengths = map(len, splits["train"]["input_ids"])
+        self._tokens_per_validation = (
+            longest_pass(lengths, args.per_device_train_batch_size, tokens_per_micro_batch)
+            if tokens_per_micro_batch > 1
+            else 1
+        )
 
     def training_step(
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         assert num_items_in_batch is not None  # `model_accepts_loss_kwargs` sees to that
         model.train()
-        self.log_callback.count(inputs)
+        self.run_log.count(inputs)
         total = torch.zeros((), device=self.args.device)
         # Trainer's own step passes a batch through the model whole; a part at a time holds less memory.
-        for part in micro_batches(inputs, self.tokens_per_micro_batch):
+        for part in micro_batches(inputs, self._tokens_per_micro_batch):
             part = self._prepare_inputs(part)
             with self.compute_loss_context_manager(), self.activations.watch(part["input_ids"].numel()):
                 # By the whole accumulated batch's targets: means of parts would favour the tokens of short parts.
@@ -182,104 +128,33 @@ class _ResponseTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         # Not training time, or the speed of training would depend on how much is held out.
-        with self.log_callback.paused():
+        with self.run_log.paused():
             with self.accelerator.autocast():
-                losses = sequence_losses(self.model, self.eval_dataset, self.validation_tokens)
+                losses = sequence_losses(self.model, self.eval_dataset, self._tokens_per_validation)
                 loss = mean_loss(losses)
             self.model.train()
         self.log({f"{metric_key_prefix}_loss": loss})
+        self.validations.note(self.state.global_step, loss, self.control)
         return {f"{metric_key_prefix}_loss": loss}
 
+    # Trainer's own checkpoints are pickled, aren't whole or not there, and copy the weights in memory to be written.
 
-_NAMES = {
-    "loss": "train/loss",
-    "learning_rate": "train/learning_rate",
-    "grad_norm": "train/gradient_norm",
-    "eval_loss": "validation/loss",
-}
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.snapshots.write(self)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        snapshots.load_weights(self.model, Path(resume_from_checkpoint) / snapshots.WEIGHTS)
 
-class _LogCallback(TrainerCallback):
-    """Keeps count of tokens and of training time, and passes each log on with memory and time added."""
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            facts = read_json(Path(checkpoint) / snapshots.RUN)
+            self.optimizer.optimizer.load_state_dict(snapshots.optimizer_state(Path(checkpoint), facts))
+            self.lr_scheduler.load_state_dict(facts["scheduler"])
 
-    started: float
-    seconds: float
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(read_json(Path(checkpoint) / snapshots.RUN)["scaler"])
 
-    def __init__(self, meter: Meter, log: Log) -> None:
-        self.meter, self.log = meter, log
-        self.tokens = 0
-        self.validating = 0.0
-
-    def count(self, batch: Batch) -> None:
-        self.tokens += int(batch["lengths"].sum())
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time spent in the block isn't training time."""
-        before = self.meter.seconds()
-        yield
-        self.validating += self.meter.seconds() - before
-
-    def training_seconds(self) -> float:
-        return self.meter.seconds() - self.started - self.validating
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.started = self.meter.seconds()
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.seconds = self.training_seconds()
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        values = {_NAMES[name]: float(value) for name, value in (logs or {}).items() if name in _NAMES}
-        if not values:
-            return
-        if not all(math.isfinite(value) for value in values.values()):
-            raise UserError(
-                f"training diverged at step {state.global_step} (loss or gradient is no finite number); "
-                f"lower methods.<method>.learning_rate"
-            )
-        if "train/loss" in values:
-            values |= {
-                "train/seconds": self.training_seconds(),
-                "train/tokens": self.tokens,
-                "memory/process_gb": self.meter.process_gb(),
-                "memory/device_gb": self.meter.device_gb(),
-            }
-        self.log(state.global_step, values)
-        self._print(state, values)
-
-    def _print(self, state: TrainerState, values: dict[str, float]) -> None:
-        """A line after each twentieth of the run, and one after each validation."""
-        if "validation/loss" in values:
-            print(f"epoch {state.epoch:g}: validation loss {values['validation/loss']:.3f}", flush=True)
-        elif state.global_step * 20 // state.max_steps > (state.global_step - 1) * 20 // state.max_steps:
-            print(
-                f"step {state.global_step} of {state.max_steps}: loss {values['train/loss']:.3f}, "
-                f"{self.tokens / self.training_seconds():.0f} tokens/s, "
-                f"{values['memory/device_gb']:.1f} GB on the device, {self.training_seconds():.0f} s",
-                flush=True,
-            )
-
-    def result(self, state: TrainerState, held: MemoryParts) -> TrainingResult:
-        losses = [(entry["epoch"], entry["loss"]) for entry in state.log_history if "loss" in entry]
-        last = [loss for epoch, loss in losses if epoch > losses[-1][0] - 1]
-        validation = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-        return TrainingResult(
-            train_loss=sum(last) / len(last),
-            validation_loss=validation[-1],
-            seconds=self.seconds,
-            epochs=state.epoch,
-            tokens=self.tokens,
-            memory=held,
-        )
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            random_state.restore(read_json(Path(checkpoint) / snapshots.RUN)["random"])

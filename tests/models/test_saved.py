@@ -27,7 +27,7 @@ def ready(workspace, tiny_models):
 @pytest.fixture
 def untrained(monkeypatch):
     """Fails if training starts."""
-    monkeypatch.setattr(trainer._ResponseTrainer, "train", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(trainer.ResponseTrainer, "train", lambda *_: pytest.fail("it trained"))
 
 
 def raising(error):

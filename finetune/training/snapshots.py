@@ -1,0 +1,180 @@
+"""Snapshots of training: all that the end of an optimizer step hangs on, so that a run goes on from there to the byte."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from finetune.costs.memory_parts import MemoryParts
+from finetune.errors import UserError, quoted
+from finetune.files import read_json, write_json
+from finetune.snapshots import snapshot, tensor_file
+from finetune.training import random_state
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
+    from peft import PeftModel
+    from torch import nn
+    from torch.optim.lr_scheduler import LambdaLR
+    from transformers import PreTrainedModel
+
+    from finetune.costs.memory_parts import Activations
+    from finetune.training.run_log import RunLog
+    from finetune.training.validations import Validations
+
+WEIGHTS, OPTIMIZER, BEST, RUN = "weights.safetensors", "optimizer.safetensors", "best.safetensors", "run.json"
+
+SECONDS = 30.0
+"""Between two snapshots at least."""
+SHARE = 0.02
+"""Of the time, that snapshots may take at most: the longer one lasts, the rarer they are."""
+_VARIABLE = "FINETUNE_SNAPSHOT_SECONDS"
+"""In the environment, and no parameter, because it changes no result: another value of `SECONDS`."""
+
+
+def seconds_between() -> float:
+    """The least time between two snapshots. Raises UserError if the environment asks for what is no such time."""
+    text = os.environ.get(_VARIABLE, str(SECONDS))
+    try:
+        if (seconds := float(text)) >= 0:
+            return seconds
+    except ValueError:
+        pass
+    raise UserError(f"{_VARIABLE}: must be a number of seconds, 0 or more, got {quoted(text)}")
+
+
+def trained(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+class Run(Protocol):
+    """What a snapshot is of: a trainer."""
+
+    accelerator: Accelerator
+    activations: Activations
+    lr_scheduler: LambdaLR
+    model: PreTrainedModel | PeftModel
+    optimizer: AcceleratedOptimizer
+    run_log: RunLog
+    state: TrainerState
+    validations: Validations
+
+
+class Snapshots(TrainerCallback):
+    """Writes snapshots of a run into a folder, now and then, and where the trainer's control asks for one."""
+
+    def __init__(self, folder: Path, seconds: float, last: Path | None) -> None:
+        """At most one in so many `seconds`; `last` is the one that the run goes on from."""
+        self._folder, self._seconds, self._last = folder, seconds, last
+        self._due = time.monotonic() + seconds
+        self._random: dict[str, Any] = read_json(last / RUN).get("random", {}) if last else {}
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # Now, because a snapshot may be asked for when the next step was given up in its midst.
+        self._random = random_state.read()
+        if time.monotonic() >= self._due and not control.should_training_stop:
+            control.should_save = True
+
+    def write(self, run: Run) -> None:
+        """Write the state at the end of the last step.
+
+        Where the disk refuses, that is said, and training goes on; but raises UserError if the best weights so far
+        would be lost.
+        """
+        started = time.monotonic()
+        try:
+            self._write(run)
+        except UserError as error:
+            if run.validations.best_is(run.state.global_step):
+                raise
+            print(f"no snapshot after step {run.state.global_step}: {error}", file=sys.stderr)
+        now = time.monotonic()
+        self._due = now + max(self._seconds, (now - started) / SHARE)
+
+    def write_before_end(self, run: Run) -> str:
+        """Write the state at the end of the last step, unless there is none; returns in words what is kept."""
+        step, steps = run.state.global_step, run.state.max_steps
+        if step == 0:
+            return "no step was finished, so that the next run begins anew"
+        self._write(run)
+        return f"step {step} of {steps} is kept, and the same command goes on from there"
+
+    def write_result(self, run: Run, memory: MemoryParts) -> None:
+        """Write the weights that are kept, which the model holds now, and what else the result of the run is made of."""
+        log = run.run_log
+        facts = {"tokens": log.tokens, "seconds": log.seconds(), "memory": asdict(memory)}
+        try:
+            with snapshot.written(self._folder, run.state.global_step) as draft:
+                tensor_file.write(draft / WEIGHTS, trained(run.model))
+                _write_facts(run, draft, facts)
+        except UserError as error:  # the model itself is saved next
+            print(f"no snapshot of the result: {error}", file=sys.stderr)
+
+    def load_best(self, model: nn.Module) -> None:
+        """Let `model` hold the best weights, which the last snapshot has."""
+        assert self._last is not None
+        load_weights(model, self._last / BEST)
+
+    def _write(self, run: Run) -> None:
+        step = run.state.global_step
+        optimizer = run.optimizer.optimizer.state_dict()
+        scaler = run.accelerator.scaler
+        facts = {
+            **run.run_log.at_step,
+            "random": self._random,
+            "param_groups": optimizer["param_groups"],
+            "scheduler": run.lr_scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+        }
+        with snapshot.written(self._folder, step) as draft:
+            tensor_file.write(draft / WEIGHTS, trained(run.model))
+            tensor_file.write(draft / OPTIMIZER, _flat(optimizer["state"]))
+            if run.validations.best_is(step):
+                snapshot.link(draft / WEIGHTS, draft / BEST)
+            elif self._last is not None and (self._last / BEST).exists():
+                snapshot.link(self._last / BEST, draft / BEST)
+            _write_facts(run, draft, facts)
+        self._last = self._folder / f"step-{step}"
+
+
+def _write_facts(run: Run, draft: Path, facts: dict[str, Any]) -> None:
+    run.state.save_to_json(str(draft / TRAINER_STATE_NAME))
+    seen = {
+        "rows": run.run_log.rows,
+        "validations": run.validations.losses,
+        "validation_due": run.validations.due,
+        "activations": [run.activations.tokens, run.activations.bytes],
+        "meter": run.run_log.meter.record(),
+    }
+    write_json(draft / RUN, seen | facts)
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Set the trained weights of `model`, in place, to those of `file`."""
+    parameters = trained(model)
+    with torch.no_grad():
+        for name, weight in tensor_file.read(file):
+            parameters[name].copy_(weight)
+
+
+def optimizer_state(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state as its `state_dict` returned it."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensor_file.read(folder / OPTIMIZER):
+        index, key = name.split(".")
+        state.setdefault(int(index), {})[key] = tensor
+    return {"state": state, "param_groups": facts["param_groups"]}
+
+
+def _flat(state: dict[int, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {f"{index}.{key}": tensor for index, tensors in state.items() for key, tensor in tensors.items()}
