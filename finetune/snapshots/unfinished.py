@@ -44,7 +44,7 @@ def unfinished(stage: str, identity: str, metrics: Path) -> Iterator[Path]:
             else:
                 shutil.rmtree(folder)
     finally:
-        for empty in (folder, kept):
+        for empty in (folder, kept, kept.parent):
             with suppress(OSError):
                 empty.rmdir()
 
@@ -52,7 +52,7 @@ def unfinished(stage: str, identity: str, metrics: Path) -> Iterator[Path]:
 def _recorded(folder: Path) -> bool:
     """Whether dvc.lock names the metrics of the run that has finished in `folder`: a run that starts now was forced."""
     mark, lock = folder / _FINISHED, Path("dvc.lock")
-    return mark.exists() and (not lock.exists() or mark.read_text() in lock.read_text(encoding="utf-8"))
+    return mark.exists() and lock.exists() and mark.read_text() in lock.read_text(encoding="utf-8")
 
 
 def _tidy(kept: Path, stage: str, own: Path) -> None:

@@ -90,8 +90,11 @@ def train(
             snapshots=Snapshots(folder, snapshots.seconds_between() if unfinished else math.inf, resumed),
         )
         memory = _restore(trainer, resumed) if resumed else None
+        _make_steps(trainer, resumed)
         if memory is None:
-            memory = _steps(trainer, resumed)
+            memory = memory_parts(trainer.model, trainer.optimizer.optimizer, trainer.activations)
+            if trainer.validations.kept()[0] != trainer.state.global_step:
+                trainer.snapshots.load_best(trainer.model)
             if unfinished:
                 trainer.snapshots.write_result(trainer, memory)
     if torch.equal(probe.outcome(model, shortest), before):
@@ -103,22 +106,19 @@ def train(
 
 
 def _restore(trainer: ResponseTrainer, resumed: Path) -> MemoryParts | None:
-    """Take over what the run had seen until `resumed`; if that was its end, also the weights, and return its memory."""
+    """Take over what the run had seen until `resumed`; if that was its end, return its memory."""
     facts = read_json(resumed / snapshots.RUN)
-    trainer.state = TrainerState.load_from_json(str(resumed / TRAINER_STATE_NAME))
-    print(f"going on after step {trainer.state.global_step} of {trainer.state.max_steps}, where it was interrupted")
+    state = TrainerState.load_from_json(str(resumed / TRAINER_STATE_NAME))
+    print(f"going on after step {state.global_step} of {state.max_steps}, where this run was interrupted")
     trainer.run_log.meter.resume(facts["meter"])
     trainer.run_log.resume(facts["rows"], facts["tokens"], facts["seconds"])
     trainer.validations.resume(facts["validations"], facts["validation_due"])
     trainer.activations.tokens, trainer.activations.bytes = facts["activations"]
-    if "memory" not in facts:
-        return None
-    snapshots.load_weights(trainer.model, resumed / snapshots.WEIGHTS)
-    return MemoryParts(**facts["memory"])
+    return MemoryParts(**facts["memory"]) if "memory" in facts else None
 
 
-def _steps(trainer: ResponseTrainer, resumed: Path | None) -> MemoryParts:
-    """All steps, or those after `resumed`; the model then holds the weights that are kept."""
+def _make_steps(trainer: ResponseTrainer, resumed: Path | None) -> None:
+    """All steps of the run, or those after `resumed`."""
     with stopping.at_next_pass(trainer.model):
         try:
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
@@ -126,10 +126,6 @@ def _steps(trainer: ResponseTrainer, resumed: Path | None) -> MemoryParts:
             pass
         except stopping.Stopped as signal:
             raise endings.Ended(signal.args[0], trainer.snapshots.write_before_end(trainer)) from None
-    memory = memory_parts(trainer.model, trainer.optimizer.optimizer, trainer.activations)
-    if trainer.validations.kept()[0] != trainer.state.global_step:
-        trainer.snapshots.load_best(trainer.model)
-    return memory
 
 
 def _without_input_casts(model: nn.Module) -> contextlib.AbstractContextManager[None]:

@@ -146,14 +146,15 @@ class ResponseTrainer(Trainer):
         snapshots.load_weights(self.model, Path(resume_from_checkpoint) / snapshots.WEIGHTS)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
+        if checkpoint is not None and (Path(checkpoint) / snapshots.OPTIMIZER).exists():  # a run at its end has none
             facts = read_json(Path(checkpoint) / snapshots.RUN)
             self.optimizer.optimizer.load_state_dict(snapshots.optimizer_state(Path(checkpoint), facts))
             self.lr_scheduler.load_state_dict(facts["scheduler"])
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(read_json(Path(checkpoint) / snapshots.RUN)["scaler"])
+        facts = read_json(Path(checkpoint) / snapshots.RUN) if checkpoint is not None else {}
+        if self.accelerator.scaler and "scaler" in facts:
+            self.accelerator.scaler.load_state_dict(facts["scaler"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

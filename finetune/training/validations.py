@@ -41,6 +41,12 @@ class Validations(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         control.should_evaluate = self.due = state.global_step in self._points
 
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Trainer looks once more at what the last step has asked for.
+        control.should_evaluate = control.should_save = False
+
     def note(self, step: int, loss: float, control: TrainerControl) -> None:
         """The validation after `step` came to `loss`: end the run if it is time, and have the best weights written."""
         self.losses.append((step, loss))
