@@ -25,6 +25,7 @@ TABLES = {
     "decoding": Table(Path("benchmarks/README.md"), "make benchmark"),
     "pipeline": Table(Path("benchmarks/README.md"), "make benchmark"),
     "serving": Table(Path("benchmarks/README.md"), "make benchmark"),
+    "interruptions": Table(Path("benchmarks/README.md"), "python benchmarks/interruptions.py"),
     "scale": Table(Path("benchmarks/README.md"), "make benchmark"),
 }
 

@@ -13,7 +13,8 @@ def main() -> None:
     from finetune.methods import METHODS
 
     method, plots, curves = METHODS[p.method], places.PLOTS, places.PLOTS / places.CURVES
-    figures.loss(curves / "train/loss.tsv", curves / "validation/loss.tsv", method, plots / "loss.png")
+    kept_step = files.read_json(places.METRICS / "train.json")["kept_step"]
+    figures.loss(curves / "train/loss.tsv", curves / "validation/loss.tsv", kept_step, method, plots / "loss.png")
     figures.learning_rate(curves / "train/learning_rate.tsv", method, plots / "learning_rate.png")
     figures.memory(plots / places.MEMORY_TABLE, method, plots / "memory.png")
     base, tuned = (files.read_jsonl(places.PREDICTIONS / f"{name}.jsonl") for name in ("base", "tuned"))

@@ -26,16 +26,17 @@ def lengths(splits: dict[str, list[dict]], max_length: int, target: Path) -> Non
     _save(figure, target)
 
 
-def loss(train: Path, validation: Path, method: Method, target: Path) -> None:
-    """Training loss of each optimizer step, its running mean, and the validation loss after each epoch."""
+def loss(train: Path, validation: Path, kept_step: int, method: Method, target: Path) -> None:
+    """Training loss of each optimizer step, its running mean, each validation loss, and the step whose weights are kept."""
     figure, axes = _figure(f"Loss, {method.label}", "optimizer step", "nats per response token")
-    steps, epochs = _table(train), _table(validation)
+    steps, validations = _table(train), _table(validation)
     color = method.color
     axes.plot(steps["step"], steps["loss"], color=color, alpha=0.3, label="train, each step")
     axes.plot(
         steps["step"], steps["loss"].rolling(10, min_periods=1).mean(), color=color, label="train, mean of 10 steps"
     )
-    axes.plot(epochs["step"], epochs["loss"], "ko", label="validation")
+    axes.plot(validations["step"], validations["loss"], "ko", label="validation")
+    axes.axvline(kept_step, color="black", linestyle=":", linewidth=1, label=f"kept, step {kept_step}")
     axes.legend()
     _save(figure, target)
 

@@ -87,7 +87,7 @@ def train(
             tokens_per_micro_batch=settings.tokens_per_micro_batch if packed else 1,
             run_log=RunLog(meter, log),
             validations=Validations(points, settings.keep, settings.patience),
-            snapshots=Snapshots(folder, snapshots.seconds_between() if unfinished else math.inf, resumed),
+            snapshots=Snapshots(folder, resumed, snapshots.asked_seconds() if unfinished else math.inf),
         )
         memory = _restore(trainer, resumed) if resumed else None
         _make_steps(trainer, resumed)

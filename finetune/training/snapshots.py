@@ -38,18 +38,21 @@ SECONDS = 30.0
 SHARE = 0.02
 """Of the time, that snapshots may take at most: the longer one lasts, the rarer they are."""
 _VARIABLE = "FINETUNE_SNAPSHOT_SECONDS"
-"""In the environment, and no parameter, because it changes no result: another value of `SECONDS`."""
+"""In the environment, and no parameter, because it changes no result: the time between two, whatever they cost."""
 
 
-def seconds_between() -> float:
-    """The least time between two snapshots. Raises UserError if the environment asks for what is no such time."""
-    text = os.environ.get(_VARIABLE, str(SECONDS))
+def asked_seconds() -> float | None:
+    """What the environment asks for. Raises UserError if it is no time."""
+    text = os.environ.get(_VARIABLE)
+    if text is None:
+        return None
     try:
-        if (seconds := float(text)) >= 0:
-            return seconds
+        seconds = float(text)
     except ValueError:
-        pass
-    raise UserError(f"{_VARIABLE}: must be a number of seconds, 0 or more, got {quoted(text)}")
+        seconds = -1.0
+    if not seconds >= 0:  # nor is "nan"
+        raise UserError(f"{_VARIABLE}: must be a number of seconds, 0 or more, got {quoted(text)}")
+    return seconds
 
 
 def trained(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -73,10 +76,11 @@ class Run(Protocol):
 class Snapshots(TrainerCallback):
     """Writes snapshots of a run into a folder, now and then, and where the trainer's control asks for one."""
 
-    def __init__(self, folder: Path, seconds: float, last: Path | None) -> None:
-        """At most one in so many `seconds`; `last` is the one that the run goes on from."""
-        self._folder, self._seconds, self._last = folder, seconds, last
-        self._due = time.monotonic() + seconds
+    def __init__(self, folder: Path, last: Path | None, seconds: float | None) -> None:
+        """One in so many `seconds`, None: as `SECONDS` and `SHARE` say; `last` is the one that the run goes on from."""
+        self._folder, self._last, self._seconds = folder, last, seconds
+        self._due = time.monotonic() + (SECONDS if seconds is None else seconds)
+        self._first = True
         self._random: dict[str, Any] = read_json(last / RUN).get("random", {}) if last else {}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -98,8 +102,10 @@ class Snapshots(TrainerCallback):
             if run.validations.best_is(run.state.global_step):
                 raise
             print(f"no snapshot after step {run.state.global_step}: {error}", file=sys.stderr)
+        else:
+            self._tell(time.monotonic() - started)
         now = time.monotonic()
-        self._due = now + max(self._seconds, (now - started) / SHARE)
+        self._due = now + (max(SECONDS, (now - started) / SHARE) if self._seconds is None else self._seconds)
 
     def write_before_end(self, run: Run) -> str:
         """Write the state at the end of the last step, unless there is none; returns in words what is kept."""
@@ -124,6 +130,12 @@ class Snapshots(TrainerCallback):
         """Let `model` hold the best weights, which the last snapshot has."""
         assert self._last is not None
         load_weights(model, self._last / BEST)
+
+    def _tell(self, seconds: float) -> None:
+        if self._first and self._last is not None:
+            size = sum(path.stat().st_size for path in self._last.iterdir()) / 1e9
+            print(f"a snapshot takes {seconds:.2f} s and {size:.3f} GB; it is in {self._folder}", flush=True)
+        self._first = False
 
     def _write(self, run: Run) -> None:
         step = run.state.global_step

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -93,9 +94,7 @@ def interrupt(monkeypatch, after: int, place: object, name: str) -> list[int]:
 
 @pytest.fixture
 def every_step(monkeypatch):
-    """A snapshot after each step, however long one takes."""
     monkeypatch.setenv("FINETUNE_SNAPSHOT_SECONDS", "0")
-    monkeypatch.setattr(snapshots, "SHARE", 1e9)
 
 
 def went_on_after(capsys) -> int | None:
@@ -254,10 +253,15 @@ def test_what_dvc_has_not_recorded_yet_is_there_still(ready, monkeypatch, capsys
 
 
 def overfits(ready, **train) -> dict:
-    """A run whose validation loss rises again; its model, its metrics, and validation losses by step."""
+    """A run whose validation loss rises again, since there is no sense in what it learns; its model, its metrics, and
+    validation losses by step."""
+    draw = random.Random(0)
+    records = [{"instruction": f"Say {n}.", "output": "".join(draw.choices("abcdefgh ", k=40))} for n in range(40)]
+    (ready.folder / "data/raw/words.json").write_text(json.dumps(records))
     steady = {"scheduler": "constant_with_warmup", "warmup": 0.0, "validations": 2} | train
     epochs = steady.pop("epochs", 4)
-    write_params(ready.folder, methods={"full": {"learning_rate": 0.03, "epochs": epochs}}, train=steady)
+    write_params(ready.folder, methods={"full": {"learning_rate": 0.02, "epochs": epochs}}, train=steady)
+    ready.prepare()
     ready.run("full")
     found = outcome(ready.folder)
     table = (ready.folder / "plots/live/plots/metrics/validation/loss.tsv").read_text().splitlines()[1:]

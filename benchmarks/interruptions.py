@@ -1,0 +1,210 @@
+"""Real training runs, killed at random moments with all their processes, and started again by the same command.
+
+    python benchmarks/interruptions.py [--kills 20] [--epochs 0.1]
+
+clones this repository's last commit into a temporary folder, runs `dvc repro train` there for each method, first without
+and then with kills, and compares all bytes of what comes out. Prints the table, puts it into benchmarks/README.md and
+writes benchmarks/results/interruptions.json. Takes about 25 minutes on 2 cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import yaml
+
+from finetune import cli, files, generated, places
+from finetune.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+METHODS = ("qlora", "lora", "full")
+SNAPSHOT_SECONDS = 5
+"""Between two snapshots: a run of this benchmark lasts a minute."""
+
+_TRAINS = "parameters trained, on"
+"""In what a run prints before its first step."""
+
+TIMED = re.compile(r"seconds|per_second|_gb$|energy")
+"""Metrics that measure time and memory."""
+
+
+@dataclass
+class Outcome:
+    """What the kills of one method's runs came to."""
+
+    method: str
+    steps: int
+    """Optimizer steps of a run."""
+    snapshot_seconds: float
+    snapshot_gb: float
+    kills: int = 0
+    runs: int = 0
+    """That were killed once or more, and ended."""
+    not_come_back: int = 0
+    bytes_different: int = 0
+    steps_again: list[int] = field(default_factory=list)
+    """Of each kill while the model was trained: steps done after the snapshot that the next start went on from."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=cli.count, default=20, help="of each method's runs (default: %(default)s)")
+    parser.add_argument("--epochs", type=float, default=0.1, help="length of a run (default: %(default)s)")
+    args = parser.parse_args()
+
+    from finetune import device
+
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder) / "clone"
+        _clone(clone, args.epochs)
+        outcomes = [asdict(_kill_runs(clone, method, args.kills)) for method in METHODS]
+    results = {
+        "outcomes": outcomes,
+        "snapshot_every_seconds": SNAPSHOT_SECONDS,
+        "hardware": device.describe(),
+        "versions": device.versions(),
+    }
+    files.write_json(places.RESULTS / "interruptions.json", results)
+    generated.put("interruptions", markdown(results))
+    print(markdown(results))
+
+
+def _clone(clone: Path, epochs: float) -> None:
+    """A clone in which train comes next, for `epochs`."""
+    subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+    settings = yaml.safe_load((clone / "params.yaml").read_text())
+    for method in METHODS:
+        settings["methods"][method]["epochs"] = epochs
+    # Several validations, so that kills meet the best weights as well.
+    settings["train"]["validations"] = round(4 / epochs)
+    files.write_yaml(clone / "params.yaml", settings)
+    if subprocess.run(["dvc", "repro", "prepare", "quantize"], cwd=clone, env=_environment()).returncode:
+        raise UserError("`dvc repro prepare quantize` failed in the clone; what it says stands above")
+
+
+def _environment() -> dict[str, str]:
+    """Stages call `python`: this one, with the clone's own code, which comes before an installed package's."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "FINETUNE_SNAPSHOT_SECONDS": str(SNAPSHOT_SECONDS)}
+
+
+def _kill_runs(clone: Path, method: str, kills: int) -> Outcome:
+    """Kill runs of `method` until there are so many `kills`, and let each come to its end."""
+    settings = yaml.safe_load((clone / "params.yaml").read_text())
+    files.write_yaml(clone / "params.yaml", settings | {"method": method})
+    _forget(clone)
+    started = time.monotonic()
+    said = _start(clone).communicate()[0]
+    whole = time.monotonic() - started
+    expected = _bytes(clone)
+    seconds, size = re.search(r"a snapshot takes ([\d.]+) s and ([\d.]+) GB", said).groups()  # type: ignore[union-attr]
+    steps = files.read_json(clone / "metrics/train.facts.json")["steps"]
+    outcome = Outcome(method, steps, float(seconds), float(size))
+    draw = random.Random(method)
+    while outcome.kills < kills:
+        _forget(clone)
+        reached: int | None = None
+        while True:
+            running = _start(clone)
+            left = kills - outcome.kills
+            try:
+                said = running.communicate(timeout=draw.uniform(0, whole) if left else None)[0]
+            except subprocess.TimeoutExpired:
+                os.killpg(running.pid, signal.SIGKILL)
+                said = running.communicate()[0]
+                outcome.kills += 1
+            if _TRAINS in said:
+                if reached is not None:
+                    outcome.steps_again.append(reached - _went_on_after(said))
+                reached = _steps_made(clone)
+            if running.returncode != -signal.SIGKILL:
+                break
+        outcome.runs += 1
+        outcome.not_come_back += running.returncode != 0
+        different = sum(expected[name] != content for name, content in _bytes(clone).items())
+        outcome.bytes_different += different
+        print(f"{method}: {outcome.kills} kills, {different} files different", file=sys.stderr, flush=True)
+    return outcome
+
+
+def _start(clone: Path) -> subprocess.Popen[str]:
+    """The train stage in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro", "--single-item", "train"],
+        cwd=clone,
+        env=_environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def _forget(clone: Path) -> None:
+    """Let DVC know nothing of a run, so that the next one trains."""
+    for path in ("dvc.lock", "metrics/train.json", "metrics/train.facts.json"):
+        subprocess.run(["git", "checkout", "--quiet", path], cwd=clone, check=True)
+    shutil.rmtree(clone / ".dvc/cache/runs", ignore_errors=True)
+    shutil.rmtree(clone / "models/.snapshots", ignore_errors=True)
+
+
+def _went_on_after(said: str) -> int:
+    found = re.search(r"going on after step (\d+) of", said)
+    return int(found[1]) if found else 0
+
+
+def _steps_made(clone: Path) -> int:
+    """Optimizer steps that the killed run has logged."""
+    table = clone / "plots/live/plots/metrics/train/loss.tsv"
+    rows = table.read_text().splitlines()[1:] if table.exists() else []
+    return int(rows[-1].split("\t")[0]) if rows else 0
+
+
+def _bytes(clone: Path) -> dict[str, object]:
+    """Model, curves and metrics, without what measures time and memory."""
+    found: dict[str, object] = {}
+    for folder in ("models/tuned", "plots/live/plots/metrics/train", "plots/live/plots/metrics/validation"):
+        for path in sorted((clone / folder).rglob("*")):
+            if path.is_file() and not TIMED.search(path.stem):
+                found[str(path.relative_to(clone))] = path.read_bytes()
+    for name in ("train", "train.facts"):
+        metrics = files.read_json(clone / f"metrics/{name}.json")
+        found[name] = {key: value for key, value in metrics.items() if not TIMED.search(key)}
+    return found
+
+
+def markdown(results: dict) -> str:
+    """A column for each method."""
+    outcomes = results["outcomes"]
+    rows = {
+        "kills survived": lambda one: one["kills"],
+        "runs that they were spread over": lambda one: one["runs"],
+        "runs that didn't come back": lambda one: one["not_come_back"],
+        "files different": lambda one: one["bytes_different"],
+        "steps of a run": lambda one: one["steps"],
+        "steps done again after a kill, median": lambda one: sorted(one["steps_again"])[len(one["steps_again"]) // 2],
+        "steps done again after a kill, most": lambda one: max(one["steps_again"]),
+        "seconds that a snapshot takes": lambda one: f"{one['snapshot_seconds']:.2f}",
+        "GB that a snapshot takes": lambda one: f"{one['snapshot_gb']:.3f}",
+    }
+    head = ["| |" + "|".join(f" {one['method']} " for one in outcomes) + "|", "|---|" + "---:|" * len(outcomes)]
+    body = [f"| {name} |" + "|".join(f" {value(one)} " for one in outcomes) + "|" for name, value in rows.items()]
+    made = f"One snapshot in {results['snapshot_every_seconds']} seconds. {results['hardware']}; {results['versions']}."
+    return "\n".join([*head, *body, "", made])
+
+
+if __name__ == "__main__":
+    cli.run(main)
