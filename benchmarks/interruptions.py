@@ -50,6 +50,8 @@ class Outcome:
     """Optimizer steps of a run."""
     snapshot_seconds: float
     snapshot_gb: float
+    sigterm_seconds: float
+    """From SIGTERM, in the midst of training, to the end of all processes."""
     kills: int = 0
     runs: int = 0
     """That were killed once or more, and ended."""
@@ -112,7 +114,8 @@ def _kill_runs(clone: Path, method: str, kills: int) -> Outcome:
     expected = _bytes(clone)
     seconds, size = re.search(r"a snapshot takes ([\d.]+) s and ([\d.]+) GB", said).groups()  # type: ignore[union-attr]
     steps = files.read_json(clone / "metrics/train.facts.json")["steps"]
-    outcome = Outcome(method, steps, float(seconds), float(size))
+    _forget(clone)
+    outcome = Outcome(method, steps, float(seconds), float(size), _seconds_to_end(clone))
     draw = random.Random(method)
     while outcome.kills < kills:
         _forget(clone)
@@ -138,6 +141,16 @@ def _kill_runs(clone: Path, method: str, kills: int) -> Outcome:
         outcome.bytes_different += different
         print(f"{method}: {outcome.kills} kills, {different} files different", file=sys.stderr, flush=True)
     return outcome
+
+
+def _seconds_to_end(clone: Path) -> float:
+    running = _start(clone)
+    assert running.stdout is not None
+    next(line for line in running.stdout if line.startswith("step "))
+    asked = time.monotonic()
+    os.killpg(running.pid, signal.SIGTERM)
+    running.stdout.read()  # to its end, which comes when the last process has closed it
+    return round(time.monotonic() - asked, 2)
 
 
 def _start(clone: Path) -> subprocess.Popen[str]:
@@ -198,6 +211,7 @@ def markdown(results: dict) -> str:
         "steps done again after a kill, median": lambda one: sorted(one["steps_again"])[len(one["steps_again"]) // 2],
         "steps done again after a kill, most": lambda one: max(one["steps_again"]),
         "seconds that a snapshot takes": lambda one: f"{one['snapshot_seconds']:.2f}",
+        "seconds from SIGTERM to the end": lambda one: f"{one['sigterm_seconds']:.1f}",
         "GB that a snapshot takes": lambda one: f"{one['snapshot_gb']:.3f}",
     }
     head = ["| |" + "|".join(f" {one['method']} " for one in outcomes) + "|", "|---|" + "---:|" * len(outcomes)]

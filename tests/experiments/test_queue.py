@@ -1,7 +1,9 @@
 """DVC's queue, which runs experiments in a temporary copy of the repository."""
 
 import json
+import time
 
+import psutil
 import pytest
 from helpers import clone_of_the_working_tree, command, commit, dvc, write_params
 
@@ -45,6 +47,28 @@ def test_a_relative_source_is_found_from_the_repository_itself(queued, name):
 def test_our_sentence_stands_in_the_log_of_a_failed_run(queued, name, sentence):
     log = dvc(queued, "queue", "logs", name).stdout
     assert sentence in log and "Traceback" not in log
+
+
+@pytest.mark.slow
+def test_a_queued_run_that_is_killed_is_queued_again_and_goes_on(queued, tiny_models):
+    settings = ["-S", "data.source=../outside.json", "-S", "methods.qlora.epochs=60"]
+    assert dvc(queued, "exp", "run", "--queue", "-n", "killed", *settings, "train").returncode == 0
+    assert command("dvc", "queue", "start", cwd=queued, FINETUNE_SNAPSHOT_SECONDS="0").returncode == 0
+    for _ in range(600):
+        if list(queued.glob("models/.snapshots/train-*/step-*")):
+            break
+        time.sleep(0.1)
+    for process in psutil.process_iter(["cwd"]):
+        if (process.info["cwd"] or "").startswith(str(queued)):
+            process.kill()
+    assert list(queued.glob("models/.snapshots/train-*/step-*"))
+    for how in (["kill", "--force"], ["remove"]):
+        assert dvc(queued, "queue", *how, "killed").returncode == 0
+    assert dvc(queued, "exp", "run", "--queue", "-n", "killed", *settings, "train").returncode == 0
+    dvc(queued, "exp", "run", "--run-all")
+    assert "going on after step" in dvc(queued, "queue", "logs", "killed").stdout
+    assert "Success" in dvc(queued, "queue", "status").stdout
+    assert not list(queued.glob("models/.snapshots/*"))
 
 
 def test_a_queue_that_would_hang_is_refused_before_it_starts(tmp_path):

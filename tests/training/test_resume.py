@@ -164,6 +164,35 @@ def test_a_signal_to_a_real_process_loses_nothing(ready, number):
     assert ready.outcome() == expected
 
 
+def test_running_out_of_memory_keeps_the_steps_made(ready, every_step, monkeypatch, capsys):
+    ready.run("lora")
+    expected, calls = ready.outcome(), []
+    real = trainer.response_loss
+
+    def short_of_memory(model, batch):
+        calls.append(1)
+        if len(calls) == 6:
+            raise MemoryError
+        return real(model, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "response_loss", short_of_memory)
+        assert "lower train.tokens_per_micro_batch" in refusal("train", *ready.arguments("lora"))
+    went_on_after(capsys)
+    ready.run("lora")
+    assert went_on_after(capsys) in (4, 5) and ready.outcome() == expected
+
+
+def test_time_adds_up_over_an_interruption(ready, every_step, monkeypatch):
+    killed_at(ready, monkeypatch, 9)
+    ready.run("lora")
+    for table in ("live/plots/metrics/train/seconds.tsv", "memory.tsv"):
+        rows = (ready.folder / "plots" / table).read_text().splitlines()
+        column = [float(row.split("\t")[rows[0].split("\t").index("seconds")]) for row in rows[1:]]
+        assert column == sorted(column) and column[0] >= 0
+        assert len(column) >= (16 if "train" in table else 1)
+
+
 def killed_at(ready, monkeypatch, step: int, method: str = "lora") -> None:
     with monkeypatch.context() as patched:
         interrupt(patched, step, snapshots.Snapshots, "on_step_end")
