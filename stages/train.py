@@ -17,7 +17,7 @@ def main() -> None:
 
     import transformers
 
-    from finetune import device, files
+    from finetune import device, disk, files
     from finetune.costs.memory_parts import split_peak
     from finetune.costs.meter import Meter, peak_process_gb
     from finetune.data import prepared
@@ -65,6 +65,7 @@ def main() -> None:
         tokens = longest_pass(map(len, rows), p.train.batch_size, p.train.tokens_per_micro_batch)
         model = trainable(base, method, p.lora, tokens)
     add_end_tokens(model, facts["end_tokens"])
+    disk.check_writable(out.metrics, out.plots)
     saved.check_can_be_saved(model, tokenizer, facts, provenance(base), out.folder)
     with device.enough_memory("lower data.max_length, or choose a smaller model.source"):
         probe.check_vocabulary(model, rows, tokenizer.pad_token_id)
