@@ -49,7 +49,10 @@ def check_writable(*places: Path, free_gb: float = 0.01) -> None:
     cache = dvc_cache.folder()
     if cache is not None:
         shared = any(_existing(place).stat().st_dev == _existing(cache).stat().st_dev for place in places)
-        _check(cache, 2 * free_gb if shared else free_gb)
+        try:
+            _check(cache, 2 * free_gb if shared else free_gb)
+        except UserError as error:
+            raise UserError(f"DVC's cache, {error} (`dvc cache dir --local FOLDER`)") from None
 
 
 def _check(place: Path, free_gb: float) -> None:
@@ -107,8 +110,11 @@ def _try_to_write(place: Path) -> None:
     for folder in {_existing(place), _existing(place.parent)}:
         if not folder.is_dir():
             raise UserError(f"{folder}: is a file, and a folder is needed there; move it away, or give another path")
-        with tempfile.TemporaryFile(dir=folder, suffix=".draft"):
-            pass
+        try:
+            with tempfile.TemporaryFile(dir=folder, suffix=".draft"):
+                pass
+        except OSError as error:
+            raise OSError(error.errno, error.strerror) from None  # without the file's name, which says nothing
     place = Path(os.path.abspath(place))  # `.` has no name
     with suppress(FileNotFoundError):  # a name that is too long is one only when it is looked up
         place.with_name(f".{place.name}.draft").lstat()

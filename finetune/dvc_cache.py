@@ -5,10 +5,10 @@ from pathlib import Path
 
 
 def folder() -> Path | None:
-    """Where it lies; None if it isn't DVC that runs this stage."""
+    """Where it lies, from the folder at hand; None if it isn't DVC that runs this stage."""
     if "DVC_STAGE" not in os.environ:
         return None
     from dvc.repo import Repo
 
     with Repo() as repo:
-        return Path(repo.cache.local.path)
+        return Path(os.path.relpath(repo.cache.local.path))

@@ -65,8 +65,8 @@ def main() -> None:
         tokens = longest_pass(map(len, rows), p.train.batch_size, p.train.tokens_per_micro_batch)
         model = trainable(base, method, p.lora, tokens)
     add_end_tokens(model, facts["end_tokens"])
-    disk.check_writable(out.metrics, out.plots)
     saved.check_can_be_saved(model, tokenizer, facts, provenance(base), out.folder)
+    disk.check_writable(out.metrics, out.plots)
     with device.enough_memory("lower data.max_length, or choose a smaller model.source"):
         probe.check_vocabulary(model, rows, tokenizer.pad_token_id)
         packed = probe.can_be_packed(model, rows)

@@ -4,6 +4,7 @@ import os
 
 import pytest
 from helpers import write_params
+
 from machine.disks import Disk, Step, mounted, record, temporary_files_in
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from helpers import drafts_in, files_in
-from machine.disks import OF_THE_CLOCK, PAGE, STAGES, Disk, Step
 from safetensors.torch import load_file
+
+from machine.disks import OF_THE_CLOCK, PAGE, STAGES, Disk, Step
 
 RESCUED = "models/tuned.rescued.safetensors"
 
