@@ -67,6 +67,5 @@ def test_what_dvc_does_not_see(editable):
         content = file.read()
         file.seek(0)
         file.write(content.replace(b"moon", b"rain"))
-    assert "data/raw" in status(editable)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert "up to date" in status(editable)

@@ -95,14 +95,23 @@ def test_an_empty_folder_in_the_run_cache(clone, tmp_path):
     assert scene.dvc("repro", "fetch@data").returncode == 0
 
 
+def moments(changes: list[str], count: int) -> list[int]:
+    """About `count` of the moments to kill at, spread over all changes, and always those at dvc.lock."""
+    before_and_after = [
+        moment
+        for number, change in enumerate(changes, start=1)
+        for moment in ((number, -number) if change.startswith("open") else (number,))
+    ]
+    spread = before_and_after[:: max(1, len(before_and_after) // count)]
+    return spread + [sign * number for number in at(changes, r"^open\tdvc\.lock") for sign in (1, -1)]
+
+
 @pytest.mark.slow
 def test_a_commit_that_was_killed_at_any_change(committing, expected):
     changes, hashes = expected
-    moments = [sign * number for number in range(1, len(changes) + 1) for sign in (1, -1)]
-    moments = [moment for moment in moments if moment > 0 or changes[-moment - 1].startswith("open")]
-    for moment in moments[::4]:
+    for moment in moments(changes, 30):
         if committing.kill(moment):
-            check_next(committing, "commit", "--force", "train")
+            print(moment, changes[abs(moment) - 1], check_next(committing, "commit", "--force", "train"))
             check_committed(committing, hashes)
 
 
@@ -123,9 +132,8 @@ def test_a_command_that_was_killed_at_any_change(clone, tmp_path, arguments, gon
         shutil.rmtree(start / name) if (start / name).is_dir() else (start / name).unlink()
     scene = Scene(start, tmp_path / "clone", *arguments)
     changes = scene.changes()
-    for moment in range(1, len(changes) + 1, max(1, len(changes) // 12)):
-        for sign in (1, -1):
-            if scene.kill(sign * moment):
-                check_next(scene, *after)
-                for folder in ("data/raw",) if "fetch@data" in after else ("data", "models"):
-                    assert files_in(scene.folder / folder) == files_in(clone / folder), (moment, changes[moment - 1])
+    for moment in moments(changes, 10):
+        if scene.kill(moment):
+            print(moment, changes[abs(moment) - 1], check_next(scene, *after))
+            for folder in ("data/raw",) if "fetch@data" in after else ("data", "models"):
+                assert files_in(scene.folder / folder) == files_in(clone / folder), (moment, changes[abs(moment) - 1])
