@@ -8,6 +8,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from finetune import dvc_cache
 from finetune.errors import UserError, quoted
 
 _REMEDIES = {
@@ -28,6 +29,10 @@ _REMEDIES = {
 _FULL = "no space left on device"
 _NUMBER = re.compile(r"\(os error ([0-9]+)\)")
 """How Rust writes the system's number of an error."""
+_NO_TEMPORARY_FOLDER = "No usable temporary directory"
+"""How Python says that it could write a file in none of the places for temporary ones."""
+_DRAFT = re.compile(r"(?:(?<=/)|^)\.([^/]+?)(?:\.new-\w{8}|\.before)?\.draft(?=/|$)")
+"""The name of an output that is being written (`files`)."""
 _LONGEST_PATH = 200
 
 
@@ -36,19 +41,31 @@ def check_writable(*places: Path, free_gb: float = 0.01) -> None:
 
     One line at the start of a stage: `disk.check_writable(out.folder, out.metrics, free_gb=2)`. A file is made and
     removed there, or in the nearest folder above that exists; nothing stays. Raises UserError naming the place that
-    can't be written, or has less to spare.
+    can't be written, or has less to spare. Under `dvc repro` DVC's cache is such a place as well: a copy of what the
+    stage makes goes there, and a run whose copy fails counts for nothing.
     """
     for place in places:
+        _check(place, free_gb)
+    cache = dvc_cache.folder()
+    if cache is not None:
+        shared = any(_existing(place).stat().st_dev == _existing(cache).stat().st_dev for place in places)
         try:
-            _try_to_write(place)
-        except (OSError, ValueError) as error:
-            raise UserError(sentence(error, place) or f"{quoted(str(place))}: can't be written ({error})") from None
-        free = shutil.disk_usage(_existing(place)).free / 1e9
-        if free < free_gb:
-            raise UserError(
-                f"{place}: {free:.2f} GB are free on its disk, and about {free_gb:.2f} GB are needed; "
-                f"free some space, or write to another disk"
-            )
+            _check(cache, 2 * free_gb if shared else free_gb)
+        except UserError as error:
+            raise UserError(f"DVC's cache, {error} (`dvc cache dir --local FOLDER`)") from None
+
+
+def _check(place: Path, free_gb: float) -> None:
+    try:
+        _try_to_write(place)
+    except (OSError, ValueError) as error:
+        raise UserError(sentence(error, place) or f"{quoted(str(place))}: can't be written ({error})") from None
+    free = shutil.disk_usage(_existing(place)).free / 1e9
+    if free < free_gb:
+        raise UserError(
+            f"{place}: {free:.2f} GB are free on its disk, and about {free_gb:.2f} GB are needed; "
+            f"free some space, or write to another disk"
+        )
 
 
 def sentence(error: BaseException, place: Path | None = None) -> str | None:
@@ -61,7 +78,8 @@ def sentence(error: BaseException, place: Path | None = None) -> str | None:
     while cause is not None and cause not in seen:
         remedy = _remedy(cause)
         if remedy:
-            own = cause.filename if isinstance(cause, OSError) else None
+            # Of a copy's two names the second is the one that is written.
+            own = (cause.filename2 or cause.filename) if isinstance(cause, OSError) else None
             path = place if own is None else own
             return remedy if path is None else f"{_short(path)}: {remedy}"
         seen.append(cause)
@@ -70,6 +88,8 @@ def sentence(error: BaseException, place: Path | None = None) -> str | None:
 
 
 def _remedy(error: BaseException) -> str | None:
+    if isinstance(error, FileNotFoundError) and _NO_TEMPORARY_FOLDER in str(error):
+        return "no temporary file can be written; free some space, or name another folder for them (`export TMPDIR=…`)"
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         return _REMEDIES[error.errno]
     # Writers in other languages (safetensors, Arrow) pass on the words of the system, not its number.
@@ -81,6 +101,7 @@ def _remedy(error: BaseException) -> str | None:
 
 def _short(path: object) -> str:
     text = os.fsdecode(path) if isinstance(path, bytes | str | os.PathLike) else str(path)
+    text = _DRAFT.sub(r"\1", text)
     return text if len(text) <= _LONGEST_PATH else f"{text[:_LONGEST_PATH]}…"
 
 
@@ -89,8 +110,11 @@ def _try_to_write(place: Path) -> None:
     for folder in {_existing(place), _existing(place.parent)}:
         if not folder.is_dir():
             raise UserError(f"{folder}: is a file, and a folder is needed there; move it away, or give another path")
-        with tempfile.TemporaryFile(dir=folder, suffix=".draft"):
-            pass
+        try:
+            with tempfile.TemporaryFile(dir=folder, suffix=".draft"):
+                pass
+        except OSError as error:
+            raise OSError(error.errno, error.strerror) from None  # without the file's name, which says nothing
     place = Path(os.path.abspath(place))  # `.` has no name
     with suppress(FileNotFoundError):  # a name that is too long is one only when it is looked up
         place.with_name(f".{place.name}.draft").lstat()

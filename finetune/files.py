@@ -27,7 +27,7 @@ def whole_folder(path: Path, keep: str | None = None) -> Iterator[Path]:
     path = Path(os.path.realpath(path))
     # Beside `path` and not in the system's temporary folder: a rename is one step within a file system only.
     draft = path.with_name(f".{path.name}.draft")
-    with _disk_named(path):
+    with disk_named(path):
         lock = _lock(draft)
         try:
             # What a killed process left.
@@ -99,9 +99,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     A link at `path` is replaced, not written through: with DVC's links that would change the cache. Raises UserError
     if the disk is full, or refuses.
     """
-    with _disk_named(path):
+    with disk_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".draft", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.new-", suffix=".draft", dir=path.parent)
         os.close(handle)
         draft = Path(name)
         try:
@@ -120,7 +120,7 @@ def _umask() -> int:
 
 
 @contextmanager
-def _disk_named(path: Path) -> Iterator[None]:
+def disk_named(path: Path) -> Iterator[None]:
     """Turn what the disk refuses in the block into a UserError about `path`."""
     try:
         yield

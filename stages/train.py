@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from finetune import cli, params, places
+from finetune import cli, disk, params, places
 
 _ADVICE = "lower train.tokens_per_micro_batch or data.max_length, or set train.gradient_checkpointing: true"
 """What helps when a training step takes more memory than there is."""
@@ -14,6 +14,7 @@ def main() -> None:
     p = params.load({"method": args.method})
     out = places.places(args.out_dir, places.TUNED)
     cli.check_replaceable(out.folder)
+    disk.check_writable(out.metrics, out.plots)
 
     import transformers
 

@@ -1,6 +1,25 @@
 """dvc.lock: what the results that lie together were made of."""
 
+import yaml
+
 from finetune.errors import UserError
+from finetune.places import PREPARED, TUNED
+
+
+def parse(text: str, name: str) -> dict:
+    """What dvc.lock of run `name` says.
+
+    Raises UserError if it isn't whole: DVC writes it in place, so a kill or a full disk in that moment cuts it short.
+    """
+    try:
+        lock = yaml.safe_load(text)
+        _hashes(lock, "deps"), _hashes(lock, "outs")
+    except (yaml.YAMLError, LookupError, TypeError, AttributeError):
+        raise UserError(
+            f"{name}: its dvc.lock is cut short or damaged; bring the committed one back (`git checkout dvc.lock`), "
+            f"then run `dvc repro`"
+        ) from None
+    return lock
 
 
 def output_hash(lock: dict, path: str) -> str:
@@ -16,9 +35,12 @@ def has_output(lock: dict, path: str) -> bool:
 def check_consistent(lock: dict, params: dict, name: str) -> None:
     """That run `name`'s stages worked on each other's outputs, under `params` (the content of params.yaml).
 
-    Raises UserError if not: a stage was run alone, or params.yaml was edited since.
+    Raises UserError if not: a stage was run alone or didn't end, or params.yaml was edited since.
     """
     outputs = _outputs(lock)
+    for path in (PREPARED.as_posix(), TUNED.as_posix()):
+        if path not in outputs:
+            raise UserError(f"{name}: its dvc.lock has no {path}; run `dvc repro` there, and commit dvc.lock")
     for stage, entry in lock["stages"].items():
         for dependency in entry.get("deps", []):
             if outputs.get(dependency["path"], dependency["md5"]) != dependency["md5"]:
@@ -31,7 +53,12 @@ def check_consistent(lock: dict, params: dict, name: str) -> None:
 
 
 def _outputs(lock: dict) -> dict[str, str]:
-    return {out["path"]: out["md5"] for entry in lock["stages"].values() for out in entry.get("outs", [])}
+    return _hashes(lock, "outs")
+
+
+def _hashes(lock: dict, kind: str) -> dict[str, str]:
+    """Path -> MD5 of all that the stages read ("deps") or made ("outs")."""
+    return {item["path"]: item["md5"] for entry in lock["stages"].values() for item in entry.get(kind, [])}
 
 
 def _at(tree: object, dotted: str) -> object:

@@ -86,7 +86,8 @@ def answers(name: str, revision: str | None, file: str = "tuned") -> list[dict]:
     Raises UserError as `workspace` and `find` do.
     """
     remedy = "run `dvc repro` first" if revision is None else _BRING_BACK
-    params, locked = (yaml.safe_load(_text(path, revision, name, remedy)) for path in ("params.yaml", "dvc.lock"))
+    params = yaml.safe_load(_text("params.yaml", revision, name, remedy))
+    locked = dvc_lock.parse(_text("dvc.lock", revision, name, remedy), name)
     dvc_lock.check_consistent(locked, params, name)
     return jsonl_rows(_text(PREDICTIONS / f"{file}.jsonl", revision, name, remedy))
 
@@ -129,7 +130,7 @@ def _read(revision: str | None, commit: str, name: str, remedy: str) -> Run:
     def table(path: Path) -> pandas.DataFrame:
         return pandas.read_csv(io.StringIO(text(path)), sep="\t")
 
-    params, locked = (yaml.safe_load(text(path)) for path in ("params.yaml", "dvc.lock"))
+    params, locked = yaml.safe_load(text("params.yaml")), dvc_lock.parse(text("dvc.lock"), name)
     dvc_lock.check_consistent(locked, params, name)
     metrics = ("data", "base", "train", "eval", "train.facts", "eval.facts")
     rounded = PREDICTIONS / "base-4bit.jsonl"

@@ -1,7 +1,7 @@
 """A fine-tuned model on disk: weights, tokenizer, how it was made, and a model card."""
 
 import json
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
@@ -10,8 +10,9 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from finetune import disk
 from finetune.errors import UserError
-from finetune.files import whole_folder, write_text, write_yaml
+from finetune.files import disk_named, whole_folder, write_text, write_yaml
 from finetune.methods import METHODS
 from finetune.models import card
 from finetune.models.supported import first_line
@@ -30,20 +31,18 @@ def check_can_be_saved(
     Raises UserError if something can't be written, or if the disk has no room for the weights.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as draft:
-            _write_beside_weights(model, tokenizer, facts, base_source, Path(draft))
-        free = shutil.disk_usage(folder.parent).free
+        with disk_named(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(prefix=f".{folder.name}.new-", suffix=".draft", dir=folder.parent) as draft:
+                _write_beside_weights(model, tokenizer, facts, base_source, Path(draft))
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{folder}: can't be written ({error.strerror}); give another folder as --out_dir") from None
     except Exception as error:  # of a config or tokenizer of somebody else's
         raise UserError(f"{folder}: the model couldn't be saved when trained: {first_line(error)}") from None
     needed = sum(tensor.numel() * tensor.element_size() for tensor in _weights(model).values())
-    if free < needed:
-        raise UserError(
-            f"{folder}: the weights will take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on that disk; "
-            f"make room, or give a folder elsewhere as --out_dir"
-        )
+    disk.check_writable(folder, free_gb=needed / 1e9)
 
 
 def save(
@@ -58,7 +57,7 @@ def save(
     `facts` says how the model was made (method, base, template), `base_source` is the
     base model's provenance. A full model is stored in bf16, the size of its base. A folder `plots`,
     where the run may have left its curves, stays. Raises UserError if it can't be written all the same; it names the
-    file that then holds the trained weights.
+    file that then holds the trained weights, if any place took them.
     """
     try:
         with whole_folder(folder, keep="plots") as draft:
@@ -68,9 +67,11 @@ def save(
                 model.to(torch.bfloat16).save_pretrained(draft)  # type: ignore[arg-type]  # transformers' `wraps`
             _write_beside_weights(model, tokenizer, facts, base_source, draft)
     except Exception as error:  # hours of training are in those weights
-        raise UserError(
-            f"{folder}: could not be saved ({first_line(error)}); the trained weights are in {_rescue(model, folder)}"
-        ) from error
+        rescued = _rescue(model, folder)
+        where = (
+            f"the trained weights are in {rescued}" if rescued else "no other place takes the trained weights either"
+        )
+        raise UserError(f"{folder}: could not be saved ({first_line(error)}); {where}") from error
 
 
 def _write_beside_weights(
@@ -97,17 +98,30 @@ def _weights(model: PreTrainedModel | PeftModel) -> dict[str, torch.Tensor]:
     return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def _rescue(model: PreTrainedModel | PeftModel, folder: Path) -> Path:
-    """Write the trained weights alone beside `folder`, or if that can't be, to the system's temporary folder."""
+def _rescue(model: PreTrainedModel | PeftModel, folder: Path) -> Path | None:
+    """Write the trained weights alone to the first place that takes them; None if none does."""
     weights = {name: weight.cpu().contiguous() for name, weight in _weights(model).items()}
-    beside = folder.with_name(f"{folder.name}.rescued.safetensors")
-    try:
-        save_file(weights, beside)
+    name = f"{folder.name}.rescued.safetensors"
+    beside = folder.with_name(name)
+    if _saved(weights, beside):
         return beside
+    # Where other disks may be; None is the system's temporary folder.
+    for place in (None, Path("~").expanduser()):
+        with suppress(OSError):
+            own = Path(mkdtemp(prefix="finetune-", dir=place))
+            if _saved(weights, own / name):
+                return own / name
+            own.rmdir()
+    return None
+
+
+def _saved(weights: dict[str, torch.Tensor], target: Path) -> bool:
+    try:
+        save_file(weights, target)
     except Exception:  # whatever kept the model from being saved may keep this as well
-        elsewhere = Path(mkdtemp(prefix="finetune-")) / beside.name
-        save_file(weights, elsewhere)
-        return elsewhere
+        target.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def size_gb(folder: Path) -> float:

@@ -4,8 +4,6 @@ import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
 from finetune.errors import UserError
 from finetune.experiments import dvc_lock
 from finetune.files import whole_folder
@@ -28,8 +26,8 @@ def in_git(repo: Any, file: str) -> str:
 
 
 def lock(repo: Any, commit: str, name: str) -> dict:
-    """dvc.lock as it is in `commit`."""
-    return yaml.safe_load(read(repo, commit, "dvc.lock", name))
+    """dvc.lock as it is in `commit`. Raises UserError, about `name`, if it isn't there, or isn't whole."""
+    return dvc_lock.parse(read(repo, commit, "dvc.lock", name), name)
 
 
 def output(repo: Any, commit: str, locked: dict, path: Path, name: str, anew: bool = False) -> Path:

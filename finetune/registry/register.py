@@ -11,7 +11,6 @@ import yaml
 from finetune import places
 from finetune.errors import UserError, quoted
 from finetune.experiments import dvc_lock, revisions
-from finetune.files import read_yaml
 from finetune.registry import annotation, checkpoints, fetched, versions
 from finetune.registry.versions import Version
 
@@ -59,7 +58,12 @@ def register(model: str, source: str, version: str | None = None, stage: str | N
 def _checked(repo: Any, commit: str, source: str) -> dict:
     """dvc.lock of `commit`, whose stages have seen each other's outputs, and whose model can be had."""
     locked = fetched.lock(repo, commit, source)
-    if source == HEAD and Path("dvc.lock").exists() and _tuned(read_yaml(Path("dvc.lock"))) != _tuned(locked):
+    here = Path("dvc.lock")
+    if (
+        source == HEAD
+        and here.exists()
+        and _tuned(dvc_lock.parse(here.read_text(encoding="utf-8"), "workspace")) != _tuned(locked)
+    ):
         raise UserError(
             "dvc.lock: its models/tuned isn't committed; commit it first, or name the experiment that made it: --from NAME"
         )

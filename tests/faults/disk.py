@@ -3,8 +3,11 @@
 import errno
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
+
+from helpers import stage
 
 from faults import Bench, Fault
 
@@ -59,6 +62,62 @@ def little_space() -> Fault:
         "a disk with less room than a model takes, before it is fetched",
         "models/base: 0.20 GB are free on its disk, and about 0.50 GB are needed; free some space, or write to "
         "another disk",
+        cause,
+    )
+
+
+def the_cache(what: str, sentence: str, number: int | None = None) -> Fault:
+    """Under `dvc repro`, a cache that refuses with an error of the system's, or one with little room."""
+
+    def refuse(dir: Path, suffix: str) -> object:
+        if number and "cache" in str(dir):
+            raise OSError(number, os.strerror(number))
+        return nullcontext()
+
+    def cause(bench: Bench) -> str:
+        cache = bench.folder / "cache/files/md5"
+        cache.mkdir(parents=True)
+        with (
+            patch("finetune.disk.dvc_cache.folder", return_value=cache.relative_to(bench.folder)),
+            patch("finetune.disk.tempfile.TemporaryFile", side_effect=refuse),
+            patch("finetune.disk.shutil.disk_usage") as usage,
+        ):
+            usage.return_value.free = 7e8 if number is None else 1e12
+            return bench.refused("fetch", "model", "--model_name", bench.models["llama"])
+
+    return Fault("disk", what, sentence, cause)
+
+
+def full_while_training() -> Fault:
+    """The disk fills up at a step's metrics."""
+
+    def cause(bench: Bench) -> str:
+        stage("prepare", "--model_name", bench.models["llama"])
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with patch("dvclive.Live.make_summary", side_effect=full):
+            return bench.refused("train", "--model_name", bench.models["llama"], "--method", "lora")
+
+    return Fault(
+        "disk",
+        "a disk that fills up while a model is trained",
+        "plots/live: the disk is full; free some space, or write to another disk",
+        cause,
+    )
+
+
+def no_temporary_folder() -> Fault:
+    """All places for temporary files are full, or refuse."""
+
+    def cause(bench: Bench) -> str:
+        stage("prepare", "--model_name", bench.models["llama"])
+        none = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+        with patch("tempfile.tempdir", None), patch("tempfile._get_default_tempdir", side_effect=none):
+            return bench.refused("train", "--model_name", bench.models["llama"], "--method", "lora")
+
+    return Fault(
+        "disk",
+        "no room in any folder for temporary files",
+        "no temporary file can be written; free some space, or name another folder for them (`export TMPDIR=…`)",
         cause,
     )
 
@@ -130,4 +189,16 @@ FAULTS: list[Fault] = [
     refusing(errno.EIO, "a disk that fails", "plots: the disk reports an error; check it, and try again"),
     full_in_the_midst(),
     little_space(),
+    full_while_training(),
+    no_temporary_folder(),
+    the_cache(
+        "a read-only cache of DVC's, before the work",
+        "DVC's cache, cache/files/md5: lies on a read-only disk; write to another one (`dvc cache dir --local FOLDER`)",
+        errno.EROFS,
+    ),
+    the_cache(
+        "a cache of DVC's on the same disk, with room for one of both",
+        "DVC's cache, cache/files/md5: 0.70 GB are free on its disk, and about 1.00 GB are needed; free some space, or "
+        "write to another disk (`dvc cache dir --local FOLDER`)",
+    ),
 ]

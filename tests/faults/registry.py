@@ -32,6 +32,14 @@ def repository(folder: Path) -> None:
     commit(folder, "settings")
 
 
+def cut_lock(folder: Path) -> None:
+    """The same, with a dvc.lock that was cut short, as a full disk or a kill leaves it."""
+    (folder / "dvc.lock").write_text(
+        "schema: '2.0'\nstages:\n  fetch@model:\n    cmd: python -m stages.fetch model\n    outs:\n    - path"
+    )
+    repository(folder)
+
+
 def nothing(folder: Path) -> None:
     """No repository."""
 
@@ -68,6 +76,13 @@ FAULTS: list[Fault] = [
         "register haiku",
         "HEAD: no dvc.lock in that commit; run the pipeline there, and commit dvc.lock",
         repository,
+    ),
+    named(
+        "a dvc.lock that was cut short",
+        "register haiku",
+        "HEAD: its dvc.lock is cut short or damaged; bring the committed one back (`git checkout dvc.lock`), then run "
+        "`dvc repro`",
+        cut_lock,
     ),
     named(
         "a version that isn't registered, or not fetched",
