@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import pairwise
+from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 SEQUENCES = 32
 """Of a portion of losses at most. Passes don't know of each other, so these cost nothing."""
 
-MOST = 8
-"""Portions of answers, of which each waits for its last one while slots are free: so many at most, however many prompts."""
+BATCHES = 2
+"""Of a portion of answers at least: at its end slots are free while its last ones are made, which is all that it costs."""
 
 
 def losses(model: PreTrainedModel | PeftModel, rows: list[dict], tokens: int, kept: Path) -> list[SequenceLoss]:
@@ -63,7 +64,9 @@ def answers(
         )
         return [{"answer": text} for text in made]
 
-    portions = _portions(count, max(batch_size, -(-count // MOST)))
+    # As many portions as each has batches, in a large test set: both what an end costs and what a kill does become less.
+    batches = max(BATCHES, isqrt(count // batch_size))
+    portions = _portions(count, batches * batch_size)
     return [row["answer"] for row in _each_kept("answers", portions, make, kept)]
 
 
