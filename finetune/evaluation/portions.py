@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SEQUENCES = 32
-"""Of a portion of losses at most. Passes don't know of each other, so these cost nothing."""
+"""Of a portion of losses at least. Passes don't know of each other, so that an end costs nothing."""
 
 BATCHES = 2
-"""Of a portion of answers at least: at its end slots are free while its last ones are made, which is all that it costs."""
+"""Of a portion of answers at least: at its end most slots are free while the last ones are made."""
 
 
 def losses(model: PreTrainedModel | PeftModel, rows: list[dict], tokens: int, kept: Path) -> list[SequenceLoss]:
@@ -71,8 +71,8 @@ def answers(
 
 
 def _portions(count: int, size: int) -> list[slice]:
-    """`count` in portions of at most `size`, as few and as like as can be, in their order."""
-    number = -(-count // size)
+    """`count` in portions of `size` or somewhat more, as like as can be, in their order; one, if it is less."""
+    number = max(1, count // size)
     bounds = [count * part // number for part in range(number + 1)]
     return [slice(*pair) for pair in pairwise(bounds)]
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,7 @@ def test_a_killed_run_ends_with_the_bytes_of_one_that_never_was(base, asked, mon
     monkeypatch.setattr(portions, "SEQUENCES", 5)
     assert taken(asked, lambda: stage("eval", *base)) == PROMPTS
     expected, new_prompts = outcome(), []
+    assert json.loads(expected["base.facts.json"])["empty_answers"] == 0
     assert not KEPT.exists()
     for path in ("data/predictions/base.jsonl", "metrics/base.json", "metrics/base.facts.json"):
         Path(path).unlink()
@@ -109,7 +111,7 @@ def test_a_killed_run_ends_with_the_bytes_of_one_that_never_was(base, asked, mon
         new_prompts.append(
             taken(asked, lambda: interrupted(monkeypatch, base, place, name, after, how))  # noqa: B023
         )
-    assert new_prompts == [0, 4, 4, 8, 4, 8, 0]
+    assert new_prompts == [0, 4, 4, 8, 4, 12, 0]
     capsys.readouterr()
     assert taken(asked, lambda: stage("eval", *base)) == 0
     printed = capsys.readouterr().out
@@ -157,6 +159,8 @@ def test_a_damaged_portion_is_made_again(base, asked, monkeypatch):
 
 def test_another_run_never_takes_up_answers(workspace, trained, tiny_models, asked, monkeypatch, words):
     """Of another adapter, of other prompts, or by other settings. Each is killed before its scores."""
+    other = shutil.copytree(trained / "models/tuned", workspace / "other")  # with the same facts
+    shutil.copy(trained / "other/adapter_model.safetensors", other)
     settings = {"decode_batch_size": 4, "max_new_tokens": 8}
     write_params(workspace, eval=settings)
     first = ["--ckpt", str(trained / "models/tuned"), "--dataset", str(trained / "data/prepared")]
@@ -166,7 +170,7 @@ def test_another_run_never_takes_up_answers(workspace, trained, tiny_models, ask
 
     assert answered(first) == 4
     assert answered(first) == 0
-    assert answered(["--ckpt", str(trained / "other"), *first[2:]]) == 4
+    assert answered(["--ckpt", str(other), *first[2:]]) == 4
     write_params(workspace, eval=settings | {"max_new_tokens": 9})
     assert answered(first) == 4
     write_params(workspace, eval=settings)
