@@ -121,14 +121,16 @@ def test_a_killed_run_ends_with_the_bytes_of_one_that_never_was(base, asked, mon
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_signal_to_a_real_process_loses_no_more_than_a_portion(base, asked, number):
+def test_a_signal_to_a_real_process_loses_no_more_than_a_portion(base, asked, workspace, number):
+    """Long answers, so that it is at them when the signal comes."""
+    write_params(workspace, **SETTINGS | {"eval": {"decode_batch_size": 2, "max_new_tokens": 120}})
     stage("eval", *base)
     expected = outcome()
     running = subprocess.Popen(
         [sys.executable, str(ROOT / "stages/eval.py"), *base], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     printed = ""
-    while "answered 8 of" not in printed:
+    while "answered 6 of" not in printed:
         printed += running.stdout.readline()
     running.send_signal(number)
     said = running.communicate()[1]
