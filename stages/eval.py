@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from finetune import cli, disk, params, places
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+    from finetune.kernels.loss import SequenceLoss
 
 
 _ADVICE = "lower eval.decode_batch_size or eval.max_new_tokens, or choose a smaller model"
@@ -30,17 +33,18 @@ def main() -> None:
 
     from finetune import device, files
     from finetune.data import prepared
-    from finetune.evaluation import scoring
-    from finetune.evaluation.generation import generate
-    from finetune.kernels.loss import mean_loss, sequence_losses
+    from finetune.evaluation import generation, portions, scoring
     from finetune.kernels.packing import TOKENS_PER_PASS
     from finetune.models import probe
     from finetune.models import tokenizer as tokenizers
-    from finetune.models.adapters import load_tuned
+    from finetune.models.adapters import load_tuned, trained_over
     from finetune.models.base import load_base
     from finetune.models.ends import add_end_tokens
     from finetune.models.facts import read_facts
+    from finetune.models.fingerprint import beside_weights, fingerprint
     from finetune.models.four_bits import base_in_4_bits
+    from finetune.snapshots.identity import identity
+    from finetune.snapshots.unfinished import unfinished
     from finetune.sources.fetch import base_folder
 
     model: PreTrainedModel | PeftModel
@@ -49,41 +53,64 @@ def main() -> None:
         tokenizer = tokenizers.load(base)
         with device.enough_memory(_ADVICE):
             model = load_base(base, device.compute_dtype())
+        folders = [base]
     else:
-        facts = read_facts(args.ckpt)
+        tuned_facts = read_facts(args.ckpt)
         tokenizer = tokenizers.load(args.ckpt)
+        below = trained_over(tuned_facts, args.model_name)
         with device.enough_memory(_ADVICE):
-            model = load_tuned(args.ckpt, facts, args.model_name)
-    splits, prepared_facts = prepared.load(Path(args.dataset or places.PREPARED), tokenizer)
+            model = load_tuned(args.ckpt, tuned_facts, below)
+        folders = [args.ckpt, below] if below else [args.ckpt]
+    data = Path(args.dataset or places.PREPARED)
+    splits, prepared_facts = prepared.load(data, tokenizer)
     test = splits["test"]
     add_end_tokens(model, prepared_facts.get("end_tokens") or [])
+    prompts = prepared.prompt_ids(test)
+    generation.check_fits(model, prompts, p.eval.max_new_tokens)
     references = list(test["reference"])
     at_best = scoring.score(references, references, p.eval.tokenize)
 
-    with device.enough_memory(_ADVICE):
-        probe.check_vocabulary(model, test["input_ids"][:], tokenizer.pad_token_id)
-        packed = probe.can_be_packed(model, test["input_ids"][:])
-        losses = sequence_losses(model, test, TOKENS_PER_PASS if packed else 1)
-        scoring.check_losses(test, losses)
-        answers = generate(
-            model,
-            tokenizer,
-            prepared.prompt_ids(test),
-            batch_size=p.eval.decode_batch_size,
-            max_new_tokens=p.eval.max_new_tokens,
-            progress=lambda done: print(f"answered {done} of {len(test)} test prompts", flush=True),
-        )
-    # Before the scores of the whole, so that answers which took hours are kept whatever comes after them.
-    files.write_jsonl(out.folder / f"{answers_name}.jsonl", scoring.beside(test, answers, losses, p.eval.tokenize))
+    metrics = out.metrics / f"{metrics_name}.json"
+    settings = {"of": answers_name, "eval": vars(p.eval), "weights": list(map(fingerprint, folders))}
+    run = identity(_stage(args), settings, [data, *chain.from_iterable(map(beside_weights, folders))])
+    with unfinished(_stage(args), run, metrics) as kept:
+        with device.enough_memory(_ADVICE):
+            probe.check_vocabulary(model, test["input_ids"][:], tokenizer.pad_token_id)
+            packed = probe.can_be_packed(model, test["input_ids"][:])
+            losses = portions.losses(model, list(test), TOKENS_PER_PASS if packed else 1, kept)
+            scoring.check_losses(test, losses)
+            answers = portions.answers(
+                model,
+                tokenizer,
+                prompts,
+                kept,
+                batch_size=p.eval.decode_batch_size,
+                max_new_tokens=p.eval.max_new_tokens,
+            )
+        # Before the scores of the whole, so that answers which took hours are kept whatever comes after them.
+        files.write_jsonl(out.folder / f"{answers_name}.jsonl", scoring.beside(test, answers, losses, p.eval.tokenize))
+        report, facts = _figures(answers, references, losses, at_best, p.eval.tokenize)
+        files.write_json(metrics, report)
+        files.write_json(metrics.with_suffix(".facts.json"), facts)
+    for key, value in (report | facts).items():
+        print(f"{key:>16}  {value}")
 
-    scores = scoring.score(answers, references, p.eval.tokenize)
+
+def _figures(
+    answers: list[str], references: list[str], losses: list[SequenceLoss], at_best: dict, tokenize: str
+) -> tuple[dict, dict]:
+    """The figures of the answers that people look at, and those that stand beside them."""
+    from finetune.evaluation import scoring
+    from finetune.kernels.loss import mean_loss
+
+    scores = scoring.score(answers, references, tokenize)
     test_loss = mean_loss(losses)
     report = {
         "bleu": round(scores["bleu"], 2),
         "rouge_l": round(scores["rougeL"], 2),
         "test_loss": round(test_loss, 4),
     }
-    facts_beside = {
+    beside = {
         "rouge_1": round(scores["rouge1"], 2),
         "rouge_2": round(scores["rouge2"], 2),
         "perplexity": scoring.perplexity(test_loss),
@@ -93,10 +120,12 @@ def main() -> None:
         "rouge_l_at_best": round(at_best["rougeL"], 2),
         "empty_answers": answers.count(""),
     }
-    files.write_json(out.metrics / f"{metrics_name}.json", report)
-    files.write_json(out.metrics / f"{metrics_name}.facts.json", facts_beside)
-    for key, value in (report | facts_beside).items():
-        print(f"{key:>16}  {value}")
+    return report, beside
+
+
+def _stage(args: Namespace) -> str:
+    """What dvc.yaml calls the stage."""
+    return "baseline" if args.base or args.base_4bit else "eval"
 
 
 def _names(args: Namespace) -> tuple[str, str]:

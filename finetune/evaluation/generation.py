@@ -32,7 +32,7 @@ def generate(
     At most `batch_size` prompts are answered at a time. `progress` gets the number done, after each `batch_size` and
     at the end. Raises UserError if prompt and answer don't fit the model's positions.
     """
-    _check_fits(model, max(map(len, prompts)), max_new_tokens)
+    check_fits(model, prompts, max_new_tokens)
     model.eval()
     ends = _ends(model, tokenizer)
     made: list[list[int]] = [[] for _ in prompts]
@@ -62,7 +62,7 @@ def stream(
     """Print the greedy answer to `prompt` (token ids) as it comes."""
     from transformers import TextStreamer
 
-    _check_fits(model, len(prompt), max_new_tokens)
+    check_fits(model, [prompt], max_new_tokens)
     model.eval()
     ends = _ends(model, tokenizer)
 
@@ -81,7 +81,9 @@ def stream(
     printer.end()
 
 
-def _check_fits(model: PreTrainedModel | PeftModel, prompt_tokens: int, max_new_tokens: int) -> None:
+def check_fits(model: PreTrainedModel | PeftModel, prompts: list[list[int]], max_new_tokens: int) -> None:
+    """Raise UserError if the longest of `prompts` and its answer don't fit the model's positions."""
+    prompt_tokens = max(map(len, prompts))
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions and prompt_tokens + max_new_tokens > positions:
         raise UserError(

@@ -78,16 +78,23 @@ def load_tuned(folder: Path, facts: dict, base: Path | str | None = None) -> Pre
     gets it in the 4 bits that it was trained on. Adapter weights are cast to the dtype of the
     matrix products, as autocast did in training.
     """
-    method = METHODS[facts["method"]]
-    tuned = _with_adapter(folder, facts, method, base or facts["base"]) if method.adapters else None
-    model = tuned or load_base(folder, compute_dtype())
+    below = trained_over(facts, base)
+    model = _with_adapter(folder, facts, below) if below else load_base(folder, compute_dtype())
     add_end_tokens(model, facts.get("end_tokens") or [])
     return model
 
 
-def _with_adapter(folder: Path, facts: dict, method: Method, base: Path | str) -> PeftModel:
-    if method.quantized:
-        base = in_4_bits(Path(base))
+def trained_over(facts: dict, base: Path | str | None = None) -> Path | None:
+    """The folder of the base below the adapter of a checkpoint with these `facts`, as `load_tuned` finds it; None if all
+    parameters were trained."""
+    method = METHODS[facts["method"]]
+    if not method.adapters:
+        return None
+    folder = Path(base or facts["base"])
+    return in_4_bits(folder) if method.quantized else folder
+
+
+def _with_adapter(folder: Path, facts: dict, base: Path) -> PeftModel:
     check_base(folder, facts, base)
     model = load_base(base, compute_dtype())
     try:

@@ -26,6 +26,11 @@ def fingerprint(folder: Path | str) -> str:
     return digest.hexdigest()[:16]
 
 
+def beside_weights(folder: Path) -> list[Path]:
+    """The other files of a model's folder: configuration, tokenizer, facts."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix not in (".safetensors", ".bin"))
+
+
 def check_base(adapter: Path, facts: dict, base: Path | str) -> None:
     """Raise UserError if the adapter in `adapter`, made as `facts` say, belongs to weights other than those in `base`.
 

@@ -1,0 +1,113 @@
+"""The test set in portions, each kept as it is done, so that a run that is killed goes on after the last of them.
+
+What else a pass holds can change an answer's rounding, and so, in near-ties, the answer. So each portion goes through
+the model by itself, whether the run was interrupted or not, and is kept whole or not at all.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import asdict
+from itertools import pairwise
+from math import isqrt
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune import endings, files
+from finetune.evaluation import generation
+from finetune.kernels.loss import SequenceLoss, sequence_losses
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SEQUENCES = 32
+"""Of a portion of losses at least. Passes don't know of each other, so that an end costs nothing."""
+
+BATCHES = 2
+"""Of a portion of answers at least: at its end most slots are free while the last ones are made."""
+
+
+def losses(model: PreTrainedModel | PeftModel, rows: list[dict], tokens: int, kept: Path) -> list[SequenceLoss]:
+    """`sequence_losses` of each portion of `rows`; those that the folder `kept` holds are read instead."""
+
+    def make(part: slice) -> list[dict]:
+        return [asdict(loss) for loss in sequence_losses(model, rows[part], tokens)]
+
+    return [SequenceLoss(**row) for row in _each_kept("losses", _portions(len(rows), SEQUENCES), make, kept)]
+
+
+def answers(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    kept: Path,
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+) -> list[str]:
+    """`generation.generate` of each portion of `prompts`; those that the folder `kept` holds are read instead.
+
+    Prints how many are done.
+    """
+    count = len(prompts)
+
+    def make(part: slice) -> list[dict]:
+        made = generation.generate(
+            model,
+            tokenizer,
+            prompts[part],
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            progress=lambda done: print(f"answered {part.start + done} of {count} test prompts", flush=True),
+        )
+        return [{"answer": text} for text in made]
+
+    # As many portions as each has batches, in a large test set: both what an end costs and what a kill does become less.
+    batches = max(BATCHES, isqrt(count // batch_size))
+    portions = _portions(count, batches * batch_size)
+    return [row["answer"] for row in _each_kept("answers", portions, make, kept)]
+
+
+def _portions(count: int, size: int) -> list[slice]:
+    """`count` in portions of `size` or somewhat more, as like as can be, in their order; one, if it is less."""
+    number = max(1, count // size)
+    bounds = [count * part // number for part in range(number + 1)]
+    return [slice(*pair) for pair in pairwise(bounds)]
+
+
+def _each_kept(what: str, portions: list[slice], make: Callable[[slice], list[dict]], kept: Path) -> list[dict]:
+    """The rows of all portions: of each those in its file in `kept`, or what `make` makes of it, which is put there.
+
+    A signal that ends the process says how many there are.
+    """
+    paths = {part.start: kept / f"{what}-{part.start}.jsonl" for part in portions}
+    done = {part.start: rows for part in portions if (rows := _read(paths[part.start], part)) is not None}
+    total = portions[-1].stop
+    if done:
+        print(f"{_count(done)} of {total} {what} are there already", flush=True)
+    try:
+        for part in portions:
+            if part.start not in done:
+                rows = make(part)
+                files.write_jsonl(paths[part.start], rows)
+                done[part.start] = rows
+    except (KeyboardInterrupt, endings.Ended) as ended:
+        number = getattr(ended, "number", signal.SIGINT)
+        there = f"{_count(done)} of {total} {what} are kept, and the same command goes on from there"
+        raise endings.Ended(number, there) from None
+    return [row for part in portions for row in done[part.start]]
+
+
+def _count(done: dict[int, list[dict]]) -> int:
+    return sum(map(len, done.values()))
+
+
+def _read(path: Path, part: slice) -> list[dict] | None:
+    """The rows in `path`, or None unless it is whole: after the machine itself failed, anything may be missing."""
+    try:
+        rows = files.read_jsonl(path)
+    except (OSError, ValueError):
+        return None
+    return rows if len(rows) == part.stop - part.start else None
