@@ -4,12 +4,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import TextIO
 
 from finetune import places
 from finetune.errors import UserError
-from finetune.files import md5, write_text
+from finetune.files import disk_named, md5, write_text
 
 FOLDER = Path("models/.snapshots")
 """From the root. No output of a stage, so DVC doesn't remove it before it starts one again."""
@@ -31,16 +31,19 @@ def unfinished(stage: str, identity: str, metrics: Path) -> Iterator[Path]:
     """
     kept = places.original(FOLDER)
     folder = kept / f"{stage}-{identity}"
-    kept.mkdir(parents=True, exist_ok=True)
+    with disk_named(kept):
+        kept.mkdir(parents=True, exist_ok=True)
     try:
         with _locked(folder):
             if _recorded(folder):
                 shutil.rmtree(folder)
             _tidy(kept, stage, folder)
-            folder.mkdir(exist_ok=True)
+            with disk_named(folder):
+                folder.mkdir(exist_ok=True)
             yield folder
             if os.environ.get("DVC_STAGE") and not places.in_copy():
-                write_text(folder / _FINISHED, md5(metrics))
+                with suppress(UserError):  # a full disk: what the stage was to make is there
+                    write_text(folder / _FINISHED, md5(metrics))
             else:
                 shutil.rmtree(folder)
     finally:
@@ -72,19 +75,21 @@ def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock of `folder`, which the system frees however the process ends. Where it knows none (Windows, some
     network disks), nothing is held."""
     path = folder.with_suffix(".lock")
-    with _opened(path, folder) as file:
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    with disk_named(folder):
+        file = _opened(path, folder)
+    with file:
         try:
+            with disk_named(folder):
+                file.truncate(0)
+                file.write(str(os.getpid()).encode())
             yield
         finally:
             path.unlink(missing_ok=True)
 
 
-def _opened(path: Path, folder: Path) -> TextIO:
+def _opened(path: Path, folder: Path) -> FileIO:
     while True:
-        file = path.open("a+")
+        file = path.open("a+b", buffering=0)  # closing it would try in vain to write what a full disk hasn't taken
         try:
             import fcntl
 
@@ -92,7 +97,7 @@ def _opened(path: Path, folder: Path) -> TextIO:
         except BlockingIOError:
             file.seek(0)
             raise UserError(
-                f"{folder}: process {file.read() or 'unknown'} is at work on the same run; wait for it, or stop it"
+                f"{folder}: process {file.read().decode() or 'unknown'} is at work on the same run; wait for it, or stop it"
             ) from None
         except (ImportError, OSError):
             return file

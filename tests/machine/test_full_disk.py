@@ -50,6 +50,8 @@ def check_whole(disk: Disk, step: Step) -> None:
     for name, content in there.items():
         if name == RESCUED:
             assert load_file(disk.folder / "work" / RESCUED)
+        elif name.startswith("models/.snapshots/"):  # what the next run goes on from
+            assert step.command.startswith(("train", "eval"))
         elif name.endswith(".json") and name.startswith("metrics"):
             assert json.loads(content)
         else:
