@@ -200,7 +200,7 @@ FAULTS: list[Fault] = [
     ),
     met_by_train(
         "no weights",
-        "mine: no causal language model can be loaded: Error no file named model.safetensors, or pytorch_model.bin, found in directory mine.",
+        "mine: holds no weights (model.safetensors); fetch the model again",
         lambda folder: (folder / "model.safetensors").unlink(),
         "lora",
     ),
@@ -241,8 +241,8 @@ FAULTS: list[Fault] = [
         "lora",
     ),
     met_by_train(
-        "a pickle with code in it",
-        "mine: the .bin file holds Python code beside weights, or is cut short; fetch it again",
+        "weights as a pickle alone",
+        "mine: holds its weights as a pickle alone (pytorch_model.bin), which could run code when it is read; choose a revision with .safetensors files, or convert it where you trust it: `from_pretrained`, then `save_pretrained`, of transformers",
         pickled,
         "lora",
     ),

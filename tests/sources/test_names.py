@@ -223,17 +223,9 @@ def test_an_index_with_a_password_stays_unsaid(workspace):
     assert "could not be had" in message and "pa55w0rd" not in message
 
 
-def test_a_repository_with_bin_weights_or_shards_comes_whole(workspace, tmp_path):
+def test_a_repository_with_shards_comes_whole(workspace, tmp_path):
     from finetune.sources.hub import _useful_files
 
-    names = [
-        "config.json",
-        "pytorch_model-00001-of-00002.bin",
-        "pytorch_model.bin.index.json",
-        "tokenizer.json",
-        "tf.h5",
-    ]
-    assert set(_useful_files("model", names)) == set(names) - {"tf.h5"}
     shards = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
     assert set(_useful_files("model", shards)) == set(shards) - {"pytorch_model.bin"}
     assert json.dumps(_useful_files("data", ["README.md"])) == "[]"
