@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from finetune import disk
+from finetune import disk, network
 from finetune.errors import UserError
 from finetune.files import copy_into
 from finetune.sources import contents
@@ -40,15 +40,16 @@ def fetch_hub(kind: str, source: HubRepo, folder: Path) -> HubRepo:
 
     repo_type = "model" if kind == "model" else "dataset"
     try:
-        info = cast(_RepoInfo, HfApi().repo_info(source.repo_id, revision=source.revision, repo_type=repo_type))
-        names = [item.rfilename for item in info.siblings]
-        files = _useful_files(kind, names)
-        if kind == "model":
-            _check_safetensors(source.repo_id, names)
-        if files:  # none: what is missing is said by who knows what is needed
-            snapshot_download(
-                source.repo_id, revision=info.sha, repo_type=repo_type, allow_patterns=files, local_dir=folder
-            )
+        with network.asked_for():
+            info = cast(_RepoInfo, HfApi().repo_info(source.repo_id, revision=source.revision, repo_type=repo_type))
+            names = [item.rfilename for item in info.siblings]
+            files = _useful_files(kind, names)
+            if kind == "model":
+                _check_safetensors(source.repo_id, names)
+            if files:  # none: what is missing is said by who knows what is needed
+                snapshot_download(
+                    source.repo_id, revision=info.sha, repo_type=repo_type, allow_patterns=files, local_dir=folder
+                )
     except GatedRepoError:
         raise UserError(
             f"{kind}.source: {source.repo_id} asks you to accept its terms on the Hugging Face Hub first, "
