@@ -20,6 +20,7 @@ from finetune.models.fingerprint import check_base
 from finetune.models.four_bits import in_4_bits
 from finetune.models.supported import first_line, form_in_4_bits, read_config
 from finetune.models.targets import check_head_and_rank, check_names
+from finetune.sources.contents import check_adapter
 
 
 def trainable(folder: Path, method: Method, lora: params.Lora, tokens: int = 0) -> PreTrainedModel | PeftModel:
@@ -89,6 +90,7 @@ def _with_adapter(folder: Path, facts: dict, method: Method, base: Path | str) -
     if method.quantized:
         base = in_4_bits(Path(base))
     check_base(folder, facts, base)
+    check_adapter(folder)
     model = load_base(base, compute_dtype())
     try:
         # peft would widen the adapters to fp32, and every product of every token would cast them back.

@@ -10,10 +10,11 @@ from finetune.errors import UserError, quoted
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 """Of a model: its weights, or the list of the files that hold them."""
+ADAPTER = "adapter_model.safetensors"
 
 _BESIDE_WEIGHTS = (".json", ".txt", ".jinja", ".model", ".tiktoken")
 """Config, tokenizer and chat template. Pickles (.bin, .pt), code (.py) and what else people keep there stay behind."""
-_PICKLES = ("pytorch_model*.bin", "adapter_model.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 _BY_CONTENT = re.compile(r"/(models|datasets)--[^/]+/blobs/[0-9a-f]{40,64}|/files/md5/[0-9a-f]{2}/[0-9a-f]{30}")
 """Where the Hub's cache and DVC's keep a file under the hash of what it holds: who makes a link there knows what it is."""
@@ -58,6 +59,17 @@ def check_weights(folder: Path) -> None:
     if pickled:
         raise UserError(pickles_alone(str(folder), pickled[0]))
     raise UserError(f"{folder}: holds no weights ({WEIGHTS}); fetch the model again")
+
+
+def check_adapter(folder: Path) -> None:
+    """Raise UserError unless the adapter in `folder` has its weights as safetensors: peft would read a pickle as well."""
+    if not (folder / ADAPTER).is_file():
+        pickled = folder / "adapter_model.bin"
+        raise UserError(
+            pickles_alone(str(folder), pickled.name)
+            if pickled.exists()
+            else f"{folder}: holds no weights ({ADAPTER}); train it again"
+        )
 
 
 def pickles_alone(where: str, name: str) -> str:

@@ -8,7 +8,6 @@ import offline
 import pytest
 
 
-
 @pytest.fixture
 def log(tmp_path):
     offline.need_namespace()

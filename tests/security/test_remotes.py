@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import GIT, command, commit, dvc
+from helpers import GIT, command, commit
 
 from finetune.errors import UserError
 from finetune.experiments import revisions
@@ -19,7 +19,9 @@ def pushed(tmp_path_factory) -> Path:
     """A repository whose models/tuned lies in the remote beside it, and nowhere else."""
     folder = tmp_path_factory.mktemp("pushed") / "repository"
     folder.mkdir()
-    made = "mkdir -p models/tuned && echo 'method: lora' > models/tuned/facts.yaml && echo {} > models/tuned/config.json"
+    made = (
+        "mkdir -p models/tuned && echo 'method: lora' > models/tuned/facts.yaml && echo {} > models/tuned/config.json"
+    )
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": {"cmd": made, "outs": ["models/tuned"]}}}))
     for step in (
         [*GIT, "init", "--quiet"],
@@ -67,7 +69,9 @@ def test_what_a_remote_has_changed_is_refused(pushed, monkeypatch, tmp_path, nam
         listing.write_text(json.dumps(entries))
     before = sorted(pushed.parent.rglob("*escaped*"))
     try:
-        with pytest.raises(UserError, match="HEAD: the models/tuned that DVC has brought is another than its dvc.lock"):
+        with pytest.raises(
+            UserError, match=r"HEAD: the models/tuned that DVC has brought is another than its dvc\.lock"
+        ):
             brought(pushed, monkeypatch)
     finally:
         shutil.rmtree(remote)
