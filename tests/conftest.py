@@ -142,6 +142,7 @@ def clone(tmp_path_factory, tiny_models, words):
     # The rest without a network: security/test_network.py looks at what was tried.
     done = offline.run("dvc", "repro", cwd=folder, log=folder.parent / "tries.log")
     assert done.returncode == 0, done.stderr
+    (folder.parent / "repro.log").write_text(done.stdout + done.stderr)
     commit(folder, "tiny")
     return folder
 

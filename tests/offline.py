@@ -11,6 +11,12 @@ from helpers import command
 
 GUARD = Path(__file__).with_name("security") / "guard"
 
+SECRETS = {
+    name: f"secret-of-{name.lower()}"
+    for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "FINETUNE_API_KEY", "DVC_STUDIO_TOKEN")
+}
+"""What the environment holds meanwhile, and no file may."""
+
 
 @cache
 def namespace() -> tuple[str, ...]:
@@ -31,7 +37,7 @@ def need_namespace() -> None:
 def guarded(log: Path) -> dict[str, str]:
     """Variables under which Python notes in `log` whom it tries to reach; the Hub's libraries aren't told to be offline."""
     paths = [str(GUARD), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {"PYTHONPATH": os.pathsep.join(paths), "NETWORK_TRIES": str(log), "HF_HUB_OFFLINE": ""}
+    return {"PYTHONPATH": os.pathsep.join(paths), "NETWORK_TRIES": str(log), "HF_HUB_OFFLINE": "", **SECRETS}
 
 
 def run(*arguments: object, cwd: Path, log: Path) -> subprocess.CompletedProcess:
