@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -153,3 +154,18 @@ def editable(clone):
     yield clone
     subprocess.run(["git", "checkout", "--quiet", "."], cwd=clone, check=True)
     assert dvc(clone, "checkout", "--force").returncode == 0
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless Chromium that reaches no machine but this one."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    browsers = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    found = next(filter(None, browsers), None)
+    if found is None:
+        pytest.skip("no Chromium on the PATH; on Debian: apt-get install chromium")
+    with playwright.sync_playwright() as running:
+        offline = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+        browser = running.chromium.launch(executable_path=found, args=[offline])
+        yield browser
+        browser.close()
