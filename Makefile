@@ -10,19 +10,19 @@ TORCH ?=
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 INSTALLED := $(VENV)/installed$(TORCH:%=-%)
 # Twice quiet: errors in full, nothing else.
-PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 # The runs that `make compare` takes, by default those of the race.
 RUNS ?= 'qlora-*' 'lora-*' 'full-*'
 
-.PHONY: help setup repro twice test test-slow lint compare sweep benchmark clean
+.PHONY: help setup repro twice test test-slow lint audit lock compare sweep benchmark clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1@/p' $(MAKEFILE_LIST) | while IFS=@ read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 
 setup: $(INSTALLED) ## install the pinned packages into .venv (TORCH=cpu or TORCH=cu130 chooses torch's build)
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one: make PYTHON=python3.12")'
 	@echo "Installing the pinned packages into $(VENV): a few minutes."
 ifeq ($(TORCH),)
@@ -32,7 +32,11 @@ endif
 ifneq ($(TORCH),)
 	@$(PIP) --no-deps --index-url https://download.pytorch.org/whl/$(TORCH) 'torch==$(TORCH_VERSION)+$(TORCH)'
 endif
-	@$(PIP) --editable '.[test]'
+	@$(PIP) --no-deps --require-hashes --requirement requirements.lock
+# torch's builds have hashes of their own, one a build and index, and bring CUDA's packages.
+	@$(PIP) --constraint constraints.txt 'torch==$(TORCH_VERSION)'
+	@$(PIP) --no-deps --editable .
+	@$(BIN)/python -m pip check > /dev/null || $(BIN)/python -m pip check
 	@touch $@
 
 repro: setup ## set up, run the pipeline, show the results
@@ -57,6 +61,15 @@ lint: setup ## style and types
 	ruff format --check .
 	mypy
 
+audit: setup ## known faults of the pinned packages (needs the network)
+	@$(PIP) pip-audit
+	pip-audit --no-deps --disable-pip --requirement constraints.txt
+
+lock: setup ## renew requirements.lock, the hashes of the versions in constraints.txt (needs the network)
+	@$(PIP) uv
+	@sed '/^torch==/d' constraints.txt | uv pip compile --quiet --no-deps --universal --generate-hashes --no-header \
+	    --custom-compile-command 'make lock' - --output-file requirements.lock > /dev/null
+
 compare: setup ## the documents' tables and plots/comparison.html of finished experiments (RUNS='qlora-1 full-1')
 	finetune compare $(RUNS) --publish
 
@@ -64,7 +77,6 @@ sweep: setup ## search learning rates and epochs by the validation loss: about t
 	finetune sweep
 
 benchmark: setup ## ours beside TRL, and the whole pipeline timed: about an hour on 2 cores, after `make repro`
-	@$(PIP) --editable '.[benchmark]'
 	python benchmarks/cost.py
 	python benchmarks/decoding.py
 	python benchmarks/serving.py

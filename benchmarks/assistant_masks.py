@@ -7,7 +7,9 @@ Writes tests/data/assistant_masks.json, against which tests/data/test_forms.py h
 import json
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
@@ -65,7 +67,8 @@ def main(base: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         settings = SFTConfig(output_dir=folder, assistant_only_loss=True, max_length=None, report_to=[], use_cpu=True)
         data = Dataset.from_list([{"messages": messages} for messages in conversations])
-        rows = list(SFTTrainer(model, settings, train_dataset=data, processing_class=tokenizer).train_dataset)
+        trainer = SFTTrainer(model, settings, train_dataset=data, processing_class=tokenizer)
+        rows = list(cast("Iterable[dict]", trainer.train_dataset))
     found = [
         {"messages": messages, "input_ids": row["input_ids"], "labels": row["labels"]}
         for messages, row in zip(conversations, rows, strict=True)

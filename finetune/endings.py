@@ -36,7 +36,7 @@ def sentences(stdout_is_the_result: bool) -> Iterator[None]:
             yield
             sys.stdout.flush()
         except UserError as error:
-            _end(f"error: {' '.join(str(error).splitlines())}")
+            _end(f"error: {report.sentence_without_secrets(' '.join(str(error).splitlines()))}")
         except KeyboardInterrupt:
             _end("error: interrupted", 128 + signal.SIGINT)
         except Ended as error:
@@ -45,7 +45,7 @@ def sentences(stdout_is_the_result: bool) -> Iterator[None]:
         except BrokenPipeError:
             sys.exit(BROKEN_PIPE)
         except Exception as error:
-            _end(f"error: {disk.sentence(error) or report.write(error)}")
+            _end(f"error: {report.sentence_without_secrets(disk.sentence(error) or report.write(error))}")
 
 
 def _end(sentence: str, status: int = 1) -> None:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,13 +18,21 @@ _LONGEST_MESSAGE = 200
 
 _SECRET_NAME = re.compile(r"(?i)token|secret|passw|credential|api_?key|access_?key|private_?key")
 _SECRETS = (
-    re.compile(r"(?<=://)[^/\s@]+(?=@)"),  # user:password@host
-    re.compile(r"\b(?:hf|gh[opsu]|github_pat|sk|xox[abp])[_-][\w-]{12,}"),
+    re.compile(r"(?<=://)[^/\s]+(?=@)"),  # user:password@host
+    re.compile(r"\b(?:hf|gh[opsu]|github_pat|glpat|pypi|sk|xox[abp])[_-][\w-]{12,}"),
+    re.compile(r"\bAKIA[0-9A-Z]{16}\b|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"),  # an AWS key's id, a JSON web token
     re.compile(r"(?i)(?<=bearer |.basic )[\w+/=.~-]{8,}"),
+    re.compile(  # in an address
+        r"(?i)[?&][\w-]*(?:token|secret|passw(?:or)?d|key|credentials?|signature|sig|pwd|auth|code)=(?P<secret>[^\s\"'&)]+)"
+    ),
+)
+"""What can be nothing else."""
+_LIKELY = (
     re.compile(
         r"(?i)(?:token|secret|passw(?:or)?d|key|credentials?|signature)[\"']?(?:\s*[=:]\s*|\s+)[\"']?(?P<secret>[^\s\"'&]{6,})"
     ),
 )
+"""What stands behind a word that sounds like one; in a sentence of ours that may be any word."""
 
 
 def write(error: BaseException) -> str:
@@ -44,17 +53,27 @@ def write(error: BaseException) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """`text` with tokens, passwords and the values of variables that sound like one left out."""
+    """`text` with tokens, passwords, the values of variables that sound like one, and what stands behind a word that
+    does, left out."""
+    return _without(_LIKELY, sentence_without_secrets(text))
+
+
+def sentence_without_secrets(text: str) -> str:
+    """`text`, which speaks of tokens and keys itself, with all that can be nothing but a secret left out."""
     hidden = {value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= 6}
     for value in sorted(hidden, key=len, reverse=True):
         text = text.replace(value, "…")
-    for pattern in _SECRETS:
+    return _without(_SECRETS, text)
+
+
+def _without(patterns: Iterable[re.Pattern[str]], text: str) -> str:
+    for pattern in patterns:
         text = pattern.sub(_hide, text)
     return text
 
 
 def _hide(found: re.Match[str]) -> str:
-    secret = found.groupdict().get("secret", found[0])
+    secret = found.groupdict().get("secret") or found[0]
     return found[0].replace(secret, "…")
 
 

@@ -179,6 +179,10 @@ def test_an_unforeseen_fault_is_one_sentence_and_a_report(tmp_path):
         "AWS_SECRET_ACCESS_KEY=pa55w0rd",
         "X-Amz-Signature=pa55w0rd",
         "ghp_abcdefghijklmnopqrstuvwxyz0123456789",
+        "https://user:with@pa55w0rd@index.example/simple",
+        "https://h.blob.example/f?sv=2026&sig=pa55w0rd%3D",
+        "glpat-abcdefghijklmnopqrst",
+        "eyJabcdefghijklmnop.eyJabcdefghijklmnop.abcdefghijklmnop",
     ],
 )
 def test_no_secret_is_in_the_sentence_or_the_report(tmp_path, secret):

@@ -1,6 +1,6 @@
 """A comparison on a front page: which to take, a short table, and one sentence a contender."""
 
-from finetune.comparison.tables import Table, bases, markdown
+from finetune.comparison.tables import Table, bases, inert, markdown
 from finetune.comparison.verdict import advice, cost_ratio, in_sentence, name
 from finetune.measures import COSTS, SCORES, Measure
 
@@ -16,7 +16,7 @@ def summary(data: dict) -> str:
     """Markdown without intervals; those are in the full tables."""
     sentences = [f"- {_sentence(data, label)}" for label in data["contenders"]]
     advised = [f"**{sentence}**" for sentence in advice(data)]
-    return "\n\n".join([*advised, markdown(_table(data)), "\n".join([*_rounding(data), *sentences])])
+    return inert("\n\n".join([*advised, markdown(_table(data)), "\n".join([*_rounding(data), *sentences])]))
 
 
 def _table(data: dict) -> Table:

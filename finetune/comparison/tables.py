@@ -1,5 +1,6 @@
 """A comparison as tables of text, and as Markdown."""
 
+import re
 from dataclasses import dataclass
 from statistics import stdev
 
@@ -94,10 +95,16 @@ def report(data: dict) -> str:
     parts = ["\n".join(f"- {sentence}" for sentence in verdict(data))]
     parts += [f"**Note.** {flag}" for flag in data["flags"]]
     parts += [markdown(table) for table in tables(data)]
-    return "\n\n".join([*parts, legend(data), about(data)])
+    return inert("\n\n".join([*parts, legend(data), about(data)]))
 
 
 def markdown(table: Table) -> str:
     """The table in Markdown, figures to the right."""
-    lines = [table.header, ["---", *["---:"] * (len(table.header) - 1)], *table.rows]
+    rows = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in (table.header, *table.rows)]
+    lines = [rows[0], ["---", *["---:"] * (len(table.header) - 1)], *rows[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def inert(markdown: str) -> str:
+    """`markdown` in which names of runs, machines and versions, which others may have chosen, make no tag and no link."""
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", markdown).replace("](", "]\\(")

@@ -1,5 +1,9 @@
 """dvc.lock: what the results that lie together were made of."""
 
+import hashlib
+import json
+from pathlib import Path
+
 import yaml
 
 from finetune.errors import UserError
@@ -25,6 +29,18 @@ def parse(text: str, name: str) -> dict:
 def output_hash(lock: dict, path: str) -> str:
     """MD5 of the output at `path`."""
     return _outputs(lock)[path]
+
+
+def hash_of(folder: Path) -> str:
+    """What dvc.lock has as the MD5 of an output that is `folder`: that of its listing, files by name with their MD5s."""
+    files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
+    listing = json.dumps([{"md5": _md5(path), "relpath": name} for name, path in files])
+    return f"{hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest()}.dir"
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def has_output(lock: dict, path: str) -> bool:

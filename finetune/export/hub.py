@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from finetune import network
 from finetune.errors import UserError
 
 
@@ -56,7 +57,8 @@ def push(folder: Path, repository: str) -> str:
 @contextmanager
 def _sentences(repository: str, kept: str) -> Iterator[None]:
     try:
-        yield
+        with network.asked_for():
+            yield
     except LocalTokenNotFoundError:
         raise UserError(f"--push: you aren't logged in at the Hugging Face Hub; run `hf auth login`; {kept}") from None
     except OfflineModeIsEnabled:

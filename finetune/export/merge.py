@@ -25,6 +25,7 @@ from finetune.errors import UserError
 from finetune.models.base import load_base
 from finetune.models.ends import add_end_tokens
 from finetune.models.supported import first_line, form_in_4_bits, model_class, read_config
+from finetune.sources.contents import check_adapter
 
 _PREFIX = "base_model.model."
 """Before a module's name within peft's model."""
@@ -35,6 +36,7 @@ def merged(adapter: Path, base: Path, end_tokens: list[int]) -> PreTrainedModel:
 
     It ends its answers with `end_tokens` as well. Raises UserError if the adapter can't be put over that base.
     """
+    check_adapter(adapter)
     dtype = _kept_dtype(base)
     model, exact = _plain(base, dtype)
     try:
@@ -69,7 +71,7 @@ def _plain(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str,
         return load_base(folder, dtype), {}
     rounded = load_base(folder, torch.float32)  # the dtype in which its weights come out of their 4 bits
     exact = {name: _exact(module.weight) for name, module in rounded.named_modules() if isinstance(module, Linear4bit)}
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     del config.quantization_config
     kind = cast("type[PreTrainedModel]", model_class(config))
     with torch.device("meta"):

@@ -31,7 +31,13 @@ def by_transformers(folder: Path, gguf: str | None = None) -> PreTrainedModel:
 
 def _by_transformers(folder: Path, **more: Any) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(
-        str(folder), dtype=compute_dtype(), device_map={"": device()}, local_files_only=True, **more
+        str(folder),
+        dtype=compute_dtype(),
+        device_map={"": device()},
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        **more,
     )
 
 

@@ -20,6 +20,7 @@ from finetune.models.fingerprint import check_base
 from finetune.models.four_bits import in_4_bits
 from finetune.models.supported import first_line, form_in_4_bits, read_config
 from finetune.models.targets import check_head_and_rank, check_names
+from finetune.sources.contents import check_adapter
 
 
 def trainable(folder: Path, method: Method, lora: params.Lora, tokens: int = 0) -> PreTrainedModel | PeftModel:
@@ -96,6 +97,7 @@ def trained_over(facts: dict, base: Path | str | None = None) -> Path | None:
 
 def _with_adapter(folder: Path, facts: dict, base: Path) -> PeftModel:
     check_base(folder, facts, base)
+    check_adapter(folder)
     model = load_base(base, compute_dtype())
     try:
         # peft would widen the adapters to fp32, and every product of every token would cast them back.

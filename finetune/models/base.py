@@ -1,6 +1,5 @@
 """Base models, in 16 or 4 bits."""
 
-import pickle
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from finetune.errors import UserError
 from finetune.kernels.attention import ATTENTION_NAME
 from finetune.models.ends import keep_ends_alone
 from finetune.models.supported import first_line, form_in_4_bits, read_config
+from finetune.sources.contents import check_weights
 
 
 def load_base(
@@ -25,10 +25,11 @@ def load_base(
 
     Weights have `dtype`; with `quantization` the linear layers hold 4-bit blocks (QLoRA, Dettmers et
     al. 2023, section 3) and multiply in `dtype`. What is stored in 4 bits already stays as it is. Raises
-    UserError if there is no model that can be trained here (`supported.read_config`), or if its weights are damaged,
-    or not all there.
+    UserError if there is no model that can be trained here (`supported.read_config`), or if its weights are no
+    safetensors, damaged, or not all there.
     """
     config = read_config(folder)
+    check_weights(Path(folder))
     stored_in_4_bits = form_in_4_bits(folder, config)
     # Left out, not None: that would say that weights stored in 4 bits are plain.
     bits = {"quantization_config": _in_4_bits(quantization, dtype)} if quantization and not stored_in_4_bits else {}
@@ -42,15 +43,12 @@ def load_base(
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            use_safetensors=True,
             ignore_mismatched_sizes=True,  # told of by name in `_check_complete`
         )
-    except Exception as error:  # safetensors, pickle and transformers each say it in a class of their own
+    except Exception as error:  # safetensors and transformers each say it in a class of their own
         if is_out_of_memory(error):
             raise
-        if isinstance(error, pickle.UnpicklingError):
-            raise UserError(
-                f"{folder}: the .bin file holds Python code beside weights, or is cut short; fetch it again"
-            ) from None
         raise UserError(f"{folder}: no causal language model can be loaded: {first_line(error)}") from None
     model, found = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     _check_complete(folder, model, found)

@@ -47,6 +47,6 @@ def check_base(adapter: Path, facts: dict, base: Path | str) -> None:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """As transformers chooses: pickled weights only where there are no safetensors. Or those of an adapter."""
-    kinds = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.safetensors")
+    """Those of a model, or of an adapter."""
+    kinds = ("model*.safetensors", "adapter_model.safetensors")
     return next((files for kind in kinds if (files := sorted(folder.glob(kind)))), [])

@@ -24,6 +24,7 @@ def read_config(folder: Path | str) -> PreTrainedConfig:
                 f"{folder}: this model brings Python code of its own, which is never run here; choose another"
             )
         raise UserError(f"{folder}: config.json names the model_type {kind!r}, which transformers doesn't know")
+    _check_names_no_kernel(folder, written)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each family checks its config in a way of its own
@@ -75,6 +76,17 @@ def _written(folder: Path) -> dict[str, Any]:
     if not isinstance(written, dict):
         raise UserError(f"{path}: must hold one JSON object; fetch the model again")
     return written
+
+
+def _check_names_no_kernel(folder: Path | str, written: dict[str, Any]) -> None:
+    """Raise UserError if a config asks for an attention by its id on the Hub, whose code transformers would run."""
+    for key, value in written.items():
+        if isinstance(value, dict):
+            _check_names_no_kernel(folder, value)
+        elif "attn_implementation" in key and "/" in str(value):
+            raise UserError(
+                f"{folder}: config.json names code on the Hub ({key}: {value}), which is never run here; take that line out"
+            )
 
 
 def _check_kind(folder: Path | str, config: PreTrainedConfig) -> None:

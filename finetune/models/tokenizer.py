@@ -16,6 +16,10 @@ def load(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers, tokenizers and sentencepiece each say it in a class of their own
+        if "custom code" in str(error):
+            raise UserError(
+                f"{folder}: the tokenizer brings Python code of its own, which is never run here; choose another model"
+            ) from None
         raise UserError(f"{folder}: no tokenizer there ({first_line(error)})") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: the tokenizer has no end-of-sequence token, so no answer could ever end")

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from finetune import params, places
+from finetune import params
 from finetune.device import compute_dtype
 from finetune.errors import UserError
 from finetune.files import copy_into
@@ -19,6 +19,7 @@ from finetune.models import lost
 from finetune.models.base import load_base
 from finetune.quantization.calibration import can_be_walked
 from finetune.quantization.rounding import Rounded, rounded_by_gptq, rounded_nearest
+from finetune.sources.contents import model_files
 
 
 def quantise(folder: Path, rows: list[list[int]], settings: params.Quantization, target: Path) -> str:
@@ -79,14 +80,14 @@ def _check_blocks(frame: PreTrainedModel, names: Iterable[str], block: int) -> N
 
 def copy_whole(folder: Path, target: Path) -> None:
     """Take a model that is in four bits already as it is."""
-    copy_into(target, (path for path in folder.iterdir() if path.is_file() and path.name != places.FACTS), folder)
+    copy_into(target, model_files(folder), folder)
 
 
 def _copy_beside_weights(folder: Path, target: Path) -> None:
     """The files of the model in `folder` that `target` lacks (tokenizer, templates), but for its weights."""
-    beside = (path for path in folder.iterdir() if path.is_file() and not _holds_weights(path))
+    beside = (path for path in model_files(folder) if not _holds_weights(path))
     copy_into(target, (path for path in beside if not (target / path.name).exists()), folder)
 
 
 def _holds_weights(path: Path) -> bool:
-    return path.suffix in (".safetensors", ".bin") or path.name.endswith(".index.json")
+    return path.suffix == ".safetensors" or path.name.endswith(".index.json")

@@ -34,16 +34,20 @@ def output(repo: Any, commit: str, locked: dict, path: Path, name: str, anew: bo
     """The folder `path` as `locked`, dvc.lock of `commit`, has it: from an earlier call unless `anew`, DVC's cache or
     the remote.
 
-    Raises UserError, about `name`, if no stage of it made `path`, or neither has it.
+    Raises UserError, about `name`, if no stage of it made `path`, neither has it, or what comes has another hash.
     """
     if not dvc_lock.has_output(locked, path.as_posix()):
         raise UserError(f"{name}: its dvc.lock has no {path}; run `dvc repro` there, and commit dvc.lock")
-    target = FETCHED / dvc_lock.output_hash(locked, path.as_posix()).removesuffix(".dir")
+    expected = dvc_lock.output_hash(locked, path.as_posix())
+    target = FETCHED / expected.removesuffix(".dir")
     if anew or not target.exists():
         if not anew:
             print(f"fetching {path} of {name}", file=sys.stderr)
         with whole_folder(target) as draft:
             _fetch(repo, commit, path, draft / path.name, name)
+            # DVC takes what a remote sends for what it asked for.
+            if dvc_lock.hash_of(draft / path.name) != expected:
+                raise UserError(_doctored(path, name))
     return target / path.name
 
 
@@ -56,6 +60,15 @@ def _fetch(repo: Any, commit: str, path: Path, target: Path, name: str) -> None:
             repo.dvcfs.get(str(PurePosixPath("/") / path.as_posix()), str(target))
         except (DvcException, DataIndexDirError, FileNotFoundError):
             raise UserError(f"{name}: no {path} of it, {_searched(repo)}") from None
+        except RecursionError:  # DVC's, over a listing with `..` in it
+            raise UserError(_doctored(path, name)) from None
+
+
+def _doctored(path: Path, name: str) -> str:
+    return (
+        f"{name}: the {path} that DVC has brought is another than its dvc.lock names: the remote, or DVC's cache, was "
+        f"changed; run it again, or `dvc push` it again where it ran"
+    )
 
 
 def _searched(repo: Any) -> str:

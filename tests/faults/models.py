@@ -50,6 +50,12 @@ def pickled(folder: Path) -> None:
     torch.save({"a": Bad()}, folder / "pytorch_model.bin", pickle_module=pickle)
 
 
+def indexed(folder: Path) -> None:
+    """Weights said to lie in a pickle outside the folder."""
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"metadata": {}, "weight_map": {"a": "../weights.bin"}}')
+
+
 def quantized(**settings: object) -> Change:
     """A config that says in which form the weights are."""
     return partial(told, quantization_config=settings)
@@ -80,6 +86,18 @@ FAULTS: list[Fault] = [
         "Python code of the model's own (`auto_map`)",
         "mine: this model brings Python code of its own, which is never run here; choose another",
         partial(told, model_type="mine", auto_map={"AutoModelForCausalLM": "m.M"}),
+    ),
+    met_by_prepare(
+        "a tokenizer that brings Python code of its own",
+        "mine: the tokenizer brings Python code of its own, which is never run here; choose another model",
+        lambda folder: (folder / "tokenizer_config.json").write_text(
+            '{"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["m.Mine", null]}}'
+        ),
+    ),
+    met_by_prepare(
+        "an attention that is code on the Hub",
+        "mine: config.json names code on the Hub (_attn_implementation: me/kernel), which is never run here; take that line out",
+        partial(told, _attn_implementation="me/kernel"),
     ),
     met_by_prepare(
         "text where config.json needs a number",
@@ -200,7 +218,7 @@ FAULTS: list[Fault] = [
     ),
     met_by_train(
         "no weights",
-        "mine: no causal language model can be loaded: Error no file named model.safetensors, or pytorch_model.bin, found in directory mine.",
+        "mine: holds no weights (model.safetensors); fetch the model again",
         lambda folder: (folder / "model.safetensors").unlink(),
         "lora",
     ),
@@ -241,9 +259,15 @@ FAULTS: list[Fault] = [
         "lora",
     ),
     met_by_train(
-        "a pickle with code in it",
-        "mine: the .bin file holds Python code beside weights, or is cut short; fetch it again",
+        "weights as a pickle alone",
+        "mine: holds its weights as a pickle alone (pytorch_model.bin), which could run code when it is read; choose a revision with .safetensors files, or convert it where you trust it: `from_pretrained`, then `save_pretrained`, of transformers",
         pickled,
+        "lora",
+    ),
+    met_by_train(
+        "an index that names a pickle, or a file elsewhere",
+        "mine/model.safetensors.index.json: names '../weights.bin', which is no .safetensors file beside it; fetch the model again",
+        indexed,
         "lora",
     ),
 ]
@@ -316,5 +340,23 @@ FAULTS += [
         "a layer whose inputs are no multiple of `quantization.block_size`",
         "quantization.block_size: model.layers.0.mlp.down_proj has 100 inputs, no multiple of 32; choose method lora, or another model",
         odd_width,
+    ),
+]
+
+
+def linked(bench: Bench) -> str:
+    """A model among whose files a link leads to another folder."""
+    shutil.copytree(bench.models["llama"], bench.folder / "mine")
+    (bench.folder / "secret.json").write_text("{}")
+    (bench.folder / "mine/extra.json").symlink_to(bench.folder / "secret.json")
+    return bench.refused("fetch", "model", "--model_name", "mine")
+
+
+FAULTS += [
+    Fault(
+        "models",
+        "a symbolic link that leads out of the folder of a model, or of data",
+        "mine/extra.json: is a link that leads out of mine, to …/secret.json; put the file itself there, or remove the link",
+        linked,
     ),
 ]

@@ -49,7 +49,7 @@ def test_what_is_stored_in_4_bits_multiplies_in_the_dtype_asked_for(workspace, t
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-@pytest.mark.parametrize("form", ["fp16", "pickled", "sharded"])
+@pytest.mark.parametrize("form", ["fp16", "sharded"])
 def test_other_forms_of_the_same_weights_train(workspace, tiny_models, method, form):
     base = shutil.copytree(tiny_models["llama"], workspace / "other")
     weights = load_file(base / "model.safetensors")
@@ -57,8 +57,6 @@ def test_other_forms_of_the_same_weights_train(workspace, tiny_models, method, f
     if form == "fp16":
         halves = {name: weight.half() for name, weight in weights.items()}
         save_file(halves, base / "model.safetensors", metadata={"format": "pt"})
-    elif form == "pickled":
-        torch.save(weights, base / "pytorch_model.bin")
     else:
         model = AutoModelForCausalLM.from_pretrained(tiny_models["llama"])
         model.save_pretrained(base, max_shard_size="100KB")

@@ -162,6 +162,7 @@ BAD = [
     ({"stop": ["a"] * 5}, 400, "stop: must be a string, or a list of at most 4"),
     ({"response_format": {"type": "json_object"}}, 400, "response_format: must be of type text"),
     ({"model": "gpt-4"}, 404, "'gpt-4' isn't served here"),
+    ({"model": "../../etc"}, 404, "'../../etc' isn't served here"),
 ]
 
 

@@ -1,5 +1,6 @@
 """Names of sources as people give them: each is fetched, or refused in one sentence."""
 
+import hashlib
 import json
 import os
 import sys
@@ -95,12 +96,16 @@ def test_a_link_whose_file_is_gone(workspace, tiny_models, kind):
     assert "train.json is a link to a file that is gone" in refusal("fetch", kind, flag, "mine")
 
 
-def test_links_that_lead_out_of_a_folder_are_followed(workspace, tiny_models, words):
-    linked = workspace / "snapshot"
-    linked.mkdir()
+def test_a_snapshot_of_the_hubs_cache_is_fetched_whatever_its_links(workspace, tiny_models):
+    place = workspace / "models--me--llama"
+    snapshot = place / "snapshots" / hub.COMMIT
+    snapshot.mkdir(parents=True)
+    (place / "blobs").mkdir()
     for path in tiny_models["llama"].iterdir():
-        (linked / path.name).symlink_to(path)
-    stage("fetch", "model", "--model_name", "snapshot")
+        blob = place / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
+        blob.write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(f"../../blobs/{blob.name}")
+    stage("fetch", "model", "--model_name", snapshot)
     got = files_in(workspace / "models/base")
     assert {name: got[name] for name in files_in(tiny_models["llama"])} == files_in(tiny_models["llama"])
     assert not any(path.is_symlink() for path in (workspace / "models/base").iterdir())
@@ -223,17 +228,9 @@ def test_an_index_with_a_password_stays_unsaid(workspace):
     assert "could not be had" in message and "pa55w0rd" not in message
 
 
-def test_a_repository_with_bin_weights_or_shards_comes_whole(workspace, tmp_path):
+def test_a_repository_with_shards_comes_whole(workspace, tmp_path):
     from finetune.sources.hub import _useful_files
 
-    names = [
-        "config.json",
-        "pytorch_model-00001-of-00002.bin",
-        "pytorch_model.bin.index.json",
-        "tokenizer.json",
-        "tf.h5",
-    ]
-    assert set(_useful_files("model", names)) == set(names) - {"tf.h5"}
     shards = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
     assert set(_useful_files("model", shards)) == set(shards) - {"pytorch_model.bin"}
     assert json.dumps(_useful_files("data", ["README.md"])) == "[]"

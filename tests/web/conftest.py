@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import pytest
 import yaml
 from helpers import GIT, ROOT, command, commit, dvc, write_params
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 KEY = "a-key"
 
 
@@ -98,19 +96,6 @@ def locked_server(chromium, recorded) -> Iterator[tuple[str, Path]]:
     """Address and log of a server with a key."""
     with serving(recorded, KEY) as running:
         yield running
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    """A headless Chromium that reaches no machine but this one."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on the PATH; on Debian: apt-get install chromium")
-    with playwright.sync_playwright() as running:
-        offline = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=[offline])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

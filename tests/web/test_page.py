@@ -91,6 +91,16 @@ def test_differences_are_marked_on_demand_and_answers_are_text(server, visit):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_a_script_in_a_question_or_an_answer_is_never_run(server, visit):
+    page = visit(server[0])
+    attack = "<script>window.ran = 1</script><img src=x onerror='window.ran = 1'>&lt;b&gt;"
+    ask(page, attack)  # which the answer starts with
+    ended(page, "script")
+    assert attack in column(page, "workspace").inner_text()
+    assert page.evaluate("window.ran") is None
+    assert page.get_by_role("region").locator("script, img").count() == 0
+
+
 def test_what_goes_wrong_is_said_in_a_sentence(server, visit):
     address, log = server
     page = visit(address)

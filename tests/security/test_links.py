@@ -1,0 +1,57 @@
+"""Symbolic links in what is given bring nothing in from elsewhere: a copy would be pushed to a remote."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from helpers import drafts_in, files_in, refusal, stage
+
+
+@pytest.fixture
+def secret(tmp_path_factory) -> Path:
+    """A file of the user's that nobody means to publish, though its name would do for data or a tokenizer's part."""
+    path = tmp_path_factory.mktemp("home") / "secret.json"
+    path.write_text('[{"instruction": "key", "output": "private"}]')
+    return path
+
+
+@pytest.mark.parametrize(("kind", "flag"), [("data", "--dataset"), ("model", "--model_name")])
+def test_a_link_that_leads_out_of_the_folder_is_refused(workspace, tiny_models, words, secret, kind, flag):
+    given = workspace / "given"
+    given.mkdir()
+    for path in tiny_models["llama"].iterdir():
+        (given / path.name).write_bytes(path.read_bytes())
+    (given / "more.json").symlink_to(secret)
+    before = files_in(workspace / "data")
+    sentence = f"more.json: is a link that leads out of given, to {secret}; put the file itself there"
+    assert sentence in refusal("fetch", kind, flag, "given")
+    if kind == "model":  # in place as well: the quantize stage copies what lies beside the weights
+        stage("prepare", "--model_name", "given")
+        assert sentence in refusal("quantize", "--model_name", "given")
+    else:
+        assert files_in(workspace / "data") == before
+    assert not drafts_in(workspace)
+
+
+def test_a_folder_behind_a_link_is_not_entered(workspace, words, secret):
+    given = workspace / "given"
+    given.mkdir()
+    (given / "more").symlink_to(secret.parent, target_is_directory=True)
+    assert "holds no .json" in refusal("fetch", "data", "--dataset", "given")
+
+
+def test_links_within_the_folder_and_into_dvcs_cache_are_followed(workspace, secret):
+    content = (workspace / "data/raw/words.json").read_bytes()
+    digest = hashlib.md5(content).hexdigest()
+    cached = workspace / "cache/files/md5" / digest[:2] / digest[2:]
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(content)
+    given = workspace / "given"
+    (given / "parts").mkdir(parents=True)
+    (given / "parts/a.json").symlink_to(cached)
+    (given / "b.json").symlink_to("parts/a.json")
+    (workspace / "link").symlink_to(given, target_is_directory=True)  # the user's own name for the folder
+    stage("fetch", "data", "--dataset", "link")
+    got = files_in(workspace / "data/raw")
+    assert got["parts/a.json"] == got["b.json"] == content
+    assert not any(path.is_symlink() for path in (workspace / "data/raw").rglob("*"))
