@@ -1,16 +1,17 @@
 """dvc.lock: what the results that lie together were made of."""
 
 from finetune.errors import UserError
+from finetune.intact import outputs
 
 
 def output_hash(lock: dict, path: str) -> str:
     """MD5 of the output at `path`."""
-    return _outputs(lock)[path]
+    return outputs(lock)[path]
 
 
 def has_output(lock: dict, path: str) -> bool:
     """Whether a stage made `path`."""
-    return path in _outputs(lock)
+    return path in outputs(lock)
 
 
 def check_consistent(lock: dict, params: dict, name: str) -> None:
@@ -18,20 +19,16 @@ def check_consistent(lock: dict, params: dict, name: str) -> None:
 
     Raises UserError if not: a stage was run alone, or params.yaml was edited since.
     """
-    outputs = _outputs(lock)
+    made = outputs(lock)
     for stage, entry in lock["stages"].items():
         for dependency in entry.get("deps", []):
-            if outputs.get(dependency["path"], dependency["md5"]) != dependency["md5"]:
+            if made.get(dependency["path"], dependency["md5"]) != dependency["md5"]:
                 raise UserError(
                     f"{name}: {stage} has not seen the {dependency['path']} that lies beside it; run all stages of it"
                 )
         for key, value in entry.get("params", {}).get("params.yaml", {}).items():
             if _at(params, key) != value:
                 raise UserError(f"{name}: {stage} ran with another {key} than params.yaml has now; run it again")
-
-
-def _outputs(lock: dict) -> dict[str, str]:
-    return {out["path"]: out["md5"] for entry in lock["stages"].values() for out in entry.get("outs", [])}
 
 
 def _at(tree: object, dotted: str) -> object:
