@@ -7,8 +7,7 @@ import hashlib
 import json
 import os
 import re
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +77,13 @@ def listing(database: Any, md5: str) -> dict[str, str] | None:
     return {row["relpath"]: row["md5"] for row in json.loads(text)}
 
 
-def drop_damaged(cache: Any, objects: Mapping[str, str]) -> list[str]:
-    """Remove from DVC's cache, as DVC does with what it hashes, each of `objects` (hash -> what a person calls it) that
-    isn't as its hash says. Returns the hashes of those, after naming them on stderr."""
-    dropped = []
-    for md5, name in objects.items():
-        path = Path(cache.oid_to_path(md5))
-        if path.exists() and hash_of(path) != md5.removesuffix(FOLDER):
-            path.unlink()
-            print(f"{name}: damaged in DVC's cache, and removed there", file=sys.stderr)
-            dropped.append(md5)
+def drop_damaged(cache: Any, objects: Iterable[str]) -> list[str]:
+    """Remove each of `objects` that isn't as its hash says from DVC's cache, as DVC does when it hashes one. Returns the
+    hashes of those."""
+    paths = {md5: Path(cache.oid_to_path(md5)) for md5 in objects}
+    dropped = [md5 for md5, path in paths.items() if path.exists() and hash_of(path) != md5.removesuffix(FOLDER)]
+    for md5 in dropped:
+        paths[md5].unlink()
     return dropped
 
 
@@ -114,7 +110,7 @@ def _let_dvc_see(files: Mapping[Path, str]) -> None:
         if file.exists():
             os.utime(file)
     with Repo() as repo:
-        drop_damaged(repo.cache.local, {md5: str(file) for file, md5 in files.items()})
+        drop_damaged(repo.cache.local, files.values())
 
 
 def _inputs(stages: dict, stage: str) -> set[str]:

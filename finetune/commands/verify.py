@@ -30,7 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"  {name}: replaced by a whole copy")
         for name in place.damaged:
             print(f"  {name}: damaged, or edited since" if place.name == "workspace" else f"  {name}: damaged")
-    if damaged := list(dict.fromkeys(name for place in places for name in place.damaged)):
+    here = [name for place in places if not place.remote for name in place.damaged]
+    there = [name for place in places if place.remote for name in place.damaged]
+    if here:
         raise UserError(
-            f"not whole: {', '.join(damaged)}; `dvc pull --force` brings back what the remote has whole, `dvc repro` makes it anew"
+            f"not whole here: {_listed(here)}; `dvc pull --force` brings back what the remote has, `dvc repro` makes it anew"
         )
+    if there:
+        raise UserError(
+            f"not whole in the remote: {_listed(there)}; run `finetune verify --remote` in a clone that has it whole, or make "
+            f"it anew (`dvc repro`) and run it again"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(dict.fromkeys(names))

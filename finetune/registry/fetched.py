@@ -55,9 +55,12 @@ def output(repo: Any, commit: str, locked: dict, path: Path, name: str, anew: bo
 
 def _drop_damaged(cache: Any, path: Path, md5: str) -> None:
     """Remove from DVC's cache what is damaged of `path`, the folder of hash `md5`, so that the remote's is taken."""
-    intact.drop_damaged(cache, {md5: path.as_posix()})
-    files = intact.listing(cache, md5) or {}
-    intact.drop_damaged(cache, {one: (path / file).as_posix() for file, one in files.items()})
+    dropped = intact.drop_damaged(cache, [md5])
+    dropped += intact.drop_damaged(cache, (intact.listing(cache, md5) or {}).values())
+    if dropped:
+        print(
+            f"{path}: {len(dropped)} of its files were damaged in DVC's cache, and are removed there", file=sys.stderr
+        )
 
 
 def _check_whole(repo: Any, path: Path, copy: Path, md5: str, name: str) -> None:

@@ -25,6 +25,7 @@ class Place:
     """What was read in the cache, the workspace or the remote."""
 
     name: str
+    remote: bool = False
     read: int = 0
     """Files."""
     mended: list[str] = field(default_factory=list)
@@ -88,7 +89,7 @@ def _cache(cache: Any, objects: Mapping[str, str]) -> Place:
 
 def _remote(name: str, odb: Any, cache: Any, objects: Mapping[str, str]) -> Place:
     there = list(odb.list_oids_exists(list(objects)))
-    place = Place(name, read=len(there))
+    place = Place(name, remote=True, read=len(there))
     for md5 in there:
         path = odb.oid_to_path(md5)
         with odb.fs.open(path, "rb") as file:
