@@ -1,13 +1,15 @@
 """Data, models and experiments through remotes of each kind, on real servers: whole on the other side, whatever happens."""
 
 import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from helpers import GIT, command, commit, dvc, files_in
+from helpers import GIT, ROOT, command, commit, dvc, files_in
 from remotes.conftest import cloned
 
 FOLDERS = ("data/raw", "data/prepared", "data/predictions", "models/base", "models/base-4bit", "models/tuned")
@@ -113,13 +115,13 @@ def test_two_clones_that_push_at_once_both_end_whole(remote, first, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(first, other, symlinks=True)
     another_adapter(other, "other")
-    command_line = ["python", "-m", "dvc", "push"]
+    commit(other, "another adapter")
+    command_line = [sys.executable, "-m", "dvc", "push"]
     pushes = [subprocess.Popen(command_line, cwd=folder, stdout=subprocess.DEVNULL) for folder in (first, other)]
     assert [push.wait() for push in pushes] == [0, 0]
     for folder in (first, other):
         said = ok(finetune(folder, "verify", "--remote"))
         assert "remote store: 47 read, 0 damaged" in said or "remote store: 49 read, 0 damaged" in said
-        commit(folder, "one more")
         second = cloned(folder, tmp_path / f"second-{folder.name}", remote)
         ok(dvc(second, "pull", "models/tuned"))
         assert files_in(second / "models/tuned") == files_in(folder / "models/tuned")
@@ -173,3 +175,40 @@ def test_a_damaged_file_of_the_workspace_is_brought_back_from_the_cache(remote, 
     said = ok(dvc(first, "checkout", "--force", "models/tuned"))
     assert "models/tuned" in said
     ok(finetune(first, "verify"))
+
+
+def advice(line: str) -> list[str]:
+    """The block of commands in docs/remotes.md that has `line`."""
+    blocks = re.findall(r"^```bash\n(.+?)^```", (ROOT / "docs/remotes.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    return next(block for block in blocks if line in block.splitlines()).splitlines()
+
+
+def test_the_advised_gc_never_deletes_a_registered_model(clone, tmp_path):
+    origin, first = tmp_path / "origin.git", tmp_path / "first"
+    for step in (["clone", "--bare", clone, origin], ["clone", origin, first]):
+        subprocess.run([*GIT, *step], check=True, capture_output=True)
+    shutil.copytree(clone / ".dvc/cache", first / ".dvc/cache")
+    for setting in (("user.name", "t"), ("user.email", "t@t")):
+        subprocess.run(["git", "config", *setting], cwd=first, check=True)
+    ok(dvc(first, "checkout"))
+    ok(finetune(first, "register", "haiku"))
+    ok(finetune(first, "push", "haiku@v1"))
+    another_adapter(first, "next")
+    commit(first, "another model")
+    subprocess.run(["git", "push", "--quiet"], cwd=first, check=True)
+    ok(dvc(first, "push", "models/tuned"))
+
+    # Another machine: neither the registered model nor the list of its files is in its cache.
+    second = tmp_path / "second"
+    subprocess.run([*GIT, "clone", "--quiet", origin, second], check=True)
+    ok(dvc(second, "pull", "models/tuned"))
+    careless = ok(dvc(second, "gc", "--all-commits", "--all-experiments", "--cloud", "--force", "--dry"))
+    assert "Removed 2 objects from remote" in careless  # why the address comes first
+    others, _ = advice("dvc gc --all-commits --all-experiments")
+    address, collect = advice("dvc gc --all-commits --all-experiments --cloud")
+    for line in (others, address, f"{collect} --force"):
+        ok(command("bash", "-c", line, cwd=second))
+    third = tmp_path / "third"
+    subprocess.run([*GIT, "clone", "--quiet", origin, third], check=True)
+    done = finetune(third, "register", "haiku", "--from", "haiku@v1", "--stage", "production")
+    assert "haiku#production is haiku@v1" in ok(done)
