@@ -87,6 +87,17 @@ def damaged_remote_whose_list_is_here(folder: Path) -> None:
     shutil.rmtree(folder / FACTS.parent)
 
 
+def weights_of_another_run(folder: Path) -> None:
+    """As damage leaves them, too: not the ones that the run has noted."""
+    for name, text in (
+        (FACTS, "method: full\n"),
+        (FACTS.with_name("model.safetensors"), "weights"),
+        (Path("metrics/train.facts.json"), '{"weights": "of another run"}'),
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
 def nothing(folder: Path) -> None:
     """No repository."""
 
@@ -121,6 +132,13 @@ FAULTS: list[Fault] = [
         "HEAD: models/tuned/facts.yaml of it is damaged in the remote; `finetune verify --remote` where it is whole mends "
         "that",
         damaged_remote,
+    ),
+    told(
+        "`chat`, where the weights in models/tuned aren't those of the last run",
+        "python -m finetune.commands.main chat --prompt hello",
+        "workspace: models/tuned hasn't the weights that metrics/train.facts.json speaks of (damaged, or of another commit); "
+        "`finetune verify` says which files are damaged, and --ckpt models/tuned asks it all the same",
+        weights_of_another_run,
     ),
     told(
         "`verify --remote nobody`",
