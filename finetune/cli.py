@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from finetune import endings, network, places
+from finetune import endings, intact, network, places
 from finetune.errors import UserError, quoted
 from finetune.methods import METHODS
 
@@ -19,13 +19,18 @@ CHECKPOINTS = "an experiment, a Git revision, a registered version, a folder, or
 
 
 def run(main: Callable[[], None], stdout_is_the_result: bool = False) -> None:
-    """Call `main` in the repository's root, libraries kept quiet and offline (`network`). However it ends, one sentence says so (`endings`)."""
+    """Call `main` in the repository's root, libraries kept quiet and offline (`network`). However it ends, one sentence
+    says so (`endings`).
+
+    A stage that DVC runs starts only if what it reads is whole.
+    """
     for quiet in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
         os.environ.setdefault(quiet, "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     with endings.sentences(stdout_is_the_result), network.cut_off(), places.at_root():
+        intact.check_inputs()
         main()
 
 

@@ -70,6 +70,16 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def damage(file: Path) -> None:
+    """Turn a byte over, and leave age, size and permissions as they are: as a bad disk does."""
+    before, content = file.stat(), bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.chmod(0o644)
+    file.write_bytes(content)
+    file.chmod(before.st_mode)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def drafts_in(folder: Path) -> list[Path]:
     """Half-written outputs left behind."""
     return [path for path in folder.rglob("*") if re.search(r"\.draft$", path.name)]

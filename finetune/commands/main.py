@@ -15,6 +15,7 @@ COMMANDS = {
     "sweep": "search each method's learning rate and epochs by the validation loss",
     "register": "register a fine-tuned model: a version and a stage, found by name in every clone",
     "push": "push a registered model: its files to the DVC remote, its tags to the Git remote",
+    "verify": "read again what DVC keeps, in cache, workspace and remote: what is damaged is named, and mended",
 }
 """Name, which is also the module's, and what it does."""
 

@@ -1,12 +1,9 @@
 """dvc.lock: what the results that lie together were made of."""
 
-import hashlib
-import json
-from pathlib import Path
-
 import yaml
 
 from finetune.errors import UserError
+from finetune.intact import hashes, outputs
 from finetune.places import PREPARED, TUNED
 
 
@@ -17,7 +14,7 @@ def parse(text: str, name: str) -> dict:
     """
     try:
         lock = yaml.safe_load(text)
-        _hashes(lock, "deps"), _hashes(lock, "outs")
+        hashes(lock, "deps"), hashes(lock, "outs")
     except (yaml.YAMLError, LookupError, TypeError, AttributeError):
         raise UserError(
             f"{name}: its dvc.lock is cut short or damaged; bring the committed one back (`git checkout dvc.lock`), "
@@ -28,24 +25,12 @@ def parse(text: str, name: str) -> dict:
 
 def output_hash(lock: dict, path: str) -> str:
     """MD5 of the output at `path`."""
-    return _outputs(lock)[path]
-
-
-def hash_of(folder: Path) -> str:
-    """What dvc.lock has as the MD5 of an output that is `folder`: that of its listing, files by name with their MD5s."""
-    files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
-    listing = json.dumps([{"md5": _md5(path), "relpath": name} for name, path in files])
-    return f"{hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest()}.dir"
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    return outputs(lock)[path]
 
 
 def has_output(lock: dict, path: str) -> bool:
     """Whether a stage made `path`."""
-    return path in _outputs(lock)
+    return path in outputs(lock)
 
 
 def check_consistent(lock: dict, params: dict, name: str) -> None:
@@ -53,28 +38,19 @@ def check_consistent(lock: dict, params: dict, name: str) -> None:
 
     Raises UserError if not: a stage was run alone or didn't end, or params.yaml was edited since.
     """
-    outputs = _outputs(lock)
+    made = outputs(lock)
     for path in (PREPARED.as_posix(), TUNED.as_posix()):
-        if path not in outputs:
+        if path not in made:
             raise UserError(f"{name}: its dvc.lock has no {path}; run `dvc repro` there, and commit dvc.lock")
     for stage, entry in lock["stages"].items():
         for dependency in entry.get("deps", []):
-            if outputs.get(dependency["path"], dependency["md5"]) != dependency["md5"]:
+            if made.get(dependency["path"], dependency["md5"]) != dependency["md5"]:
                 raise UserError(
                     f"{name}: {stage} has not seen the {dependency['path']} that lies beside it; run all stages of it"
                 )
         for key, value in entry.get("params", {}).get("params.yaml", {}).items():
             if _at(params, key) != value:
                 raise UserError(f"{name}: {stage} ran with another {key} than params.yaml has now; run it again")
-
-
-def _outputs(lock: dict) -> dict[str, str]:
-    return _hashes(lock, "outs")
-
-
-def _hashes(lock: dict, kind: str) -> dict[str, str]:
-    """Path -> MD5 of all that the stages read ("deps") or made ("outs")."""
-    return {item["path"]: item["md5"] for entry in lock["stages"].values() for item in entry.get(kind, [])}
 
 
 def _at(tree: object, dotted: str) -> object:

@@ -7,6 +7,7 @@ from typing import Any
 from finetune import places
 from finetune.errors import UserError, quoted
 from finetune.experiments import dvc_lock, revisions
+from finetune.files import read_json
 from finetune.methods import METHODS
 from finetune.models.facts import read_facts
 from finetune.models.fingerprint import fingerprint
@@ -34,11 +35,13 @@ def find(name: str) -> Checkpoint:
     (`haiku@v2`, `haiku@latest`) or stage (`haiku#production`); a DVC experiment, those of HEAD first; a Git revision.
 
     Nothing is checked out over the user's files. Raises UserError for a name that means none of these, an experiment
-    that failed or hasn't run, and one whose files are neither here nor in the remote.
+    that failed or hasn't run, one whose files are neither here nor in the remote, and weights that aren't those of the run.
     """
     folder = places.TUNED if name == WORKSPACE else _folder(name)
     if folder is not None:
         read_facts(folder)
+        if name == WORKSPACE:
+            _check_noted()
         return Checkpoint(name, folder, None)
     with revisions.repository(name) as repo:
         return of_commit(repo, commit_of(repo, name), name)
@@ -95,6 +98,16 @@ def _folder(name: str) -> Path | None:
         return path if holds or (path.exists() and (path.is_absolute() or len(path.parts) > 1)) else None
     except (OSError, ValueError, RuntimeError):  # what is no path: too long, a null byte, the home of nobody
         return None
+
+
+def _check_noted() -> None:
+    """Raise UserError if the weights in models/tuned aren't those that the run has noted beside its costs."""
+    noted = places.METRICS / "train.facts.json"
+    if noted.exists() and read_json(noted).get("weights") not in (None, fingerprint(places.TUNED)):
+        raise UserError(
+            f"{WORKSPACE}: {places.TUNED} hasn't the weights that {noted} speaks of (damaged, or of another commit); "
+            f"`finetune verify` says which files are damaged, and --ckpt {places.TUNED} asks it all the same"
+        )
 
 
 def _holds(base: Path, facts: dict) -> bool:

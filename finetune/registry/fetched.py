@@ -4,6 +4,7 @@ import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from finetune import intact
 from finetune.errors import UserError
 from finetune.experiments import dvc_lock
 from finetune.files import whole_folder
@@ -32,23 +33,42 @@ def lock(repo: Any, commit: str, name: str) -> dict:
 
 def output(repo: Any, commit: str, locked: dict, path: Path, name: str, anew: bool = False) -> Path:
     """The folder `path` as `locked`, dvc.lock of `commit`, has it: from an earlier call unless `anew`, DVC's cache or
-    the remote.
+    the remote. Each is used only if it is whole.
 
-    Raises UserError, about `name`, if no stage of it made `path`, neither has it, or what comes has another hash.
+    Raises UserError, about `name`, if no stage of it made `path`, or neither has it, or has it whole.
     """
     if not dvc_lock.has_output(locked, path.as_posix()):
         raise UserError(f"{name}: its dvc.lock has no {path}; run `dvc repro` there, and commit dvc.lock")
-    expected = dvc_lock.output_hash(locked, path.as_posix())
-    target = FETCHED / expected.removesuffix(".dir")
-    if anew or not target.exists():
+    md5 = dvc_lock.output_hash(locked, path.as_posix())
+    target = FETCHED / md5.removesuffix(intact.FOLDER)
+    if anew or not target.exists() or intact.differing(target / path.name, md5, repo.cache.local):
         if not anew:
             print(f"fetching {path} of {name}", file=sys.stderr)
+        _drop_damaged(repo.cache.local, path, md5)
         with whole_folder(target) as draft:
             _fetch(repo, commit, path, draft / path.name, name)
-            # DVC takes what a remote sends for what it asked for.
-            if dvc_lock.hash_of(draft / path.name) != expected:
-                raise UserError(_doctored(path, name))
+            _check_whole(repo, path, draft / path.name, md5, name)
     return target / path.name
+
+
+def _drop_damaged(cache: Any, path: Path, md5: str) -> None:
+    """Remove from DVC's cache what is damaged of `path`, the folder of hash `md5`, so that the remote's is taken."""
+    dropped = intact.drop_damaged(cache, [md5])
+    dropped += intact.drop_damaged(cache, (intact.listing(cache, md5) or {}).values())
+    if dropped:
+        print(
+            f"{path}: {len(dropped)} of its files were damaged in DVC's cache, and are removed there", file=sys.stderr
+        )
+
+
+def _check_whole(repo: Any, path: Path, copy: Path, md5: str, name: str) -> None:
+    remote = [repo.cloud.get_remote_odb()] if has_remote(repo) else []
+    damaged = [path / file.relative_to(copy) for file in intact.differing(copy, md5, repo.cache.local, *remote)]
+    if damaged:
+        raise UserError(
+            f"{name}: {', '.join(file.as_posix() for file in damaged)} of it is damaged in the remote; "
+            f"`finetune verify --remote` where it is whole mends that"
+        )
 
 
 def _fetch(repo: Any, commit: str, path: Path, target: Path, name: str) -> None:

@@ -7,9 +7,9 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
-from finetune import places
+from finetune import intact, places
 from finetune.errors import UserError
-from finetune.files import disk_named, md5, write_text
+from finetune.files import disk_named, write_text
 
 FOLDER = Path("models/.snapshots")
 """From the root. No output of a stage, so DVC doesn't remove it before it starts one again."""
@@ -43,7 +43,7 @@ def unfinished(stage: str, identity: str, metrics: Path) -> Iterator[Path]:
             yield folder
             if os.environ.get("DVC_STAGE") and not places.in_copy():
                 with suppress(UserError):  # a full disk: what the stage was to make is there
-                    write_text(folder / _FINISHED, md5(metrics))
+                    write_text(folder / _FINISHED, intact.hash_of(metrics))
             else:
                 shutil.rmtree(folder)
     finally:

@@ -14,7 +14,7 @@ import families
 import pytest
 from helpers import ROOT, drafts_in, files_in, refusal, stage, write_params
 
-from finetune import files
+from finetune import files, intact
 from finetune.evaluation import decoding, generation, portions, scoring
 
 KEPT = Path("models/.snapshots")
@@ -189,7 +189,7 @@ def test_what_dvc_has_not_recorded_yet_is_there_still(base, asked, monkeypatch):
     expected = outcome()
     assert taken(asked, lambda: stage("eval", *base)) == 0
     assert outcome() == expected
-    recorded = files.md5(Path("metrics/base.json"))
+    recorded = intact.hash_of(Path("metrics/base.json"))
     Path("dvc.lock").write_text(f"outs: [{{path: metrics/base.json, md5: {recorded}}}]")
     assert taken(asked, lambda: stage("eval", *base)) == PROMPTS
 

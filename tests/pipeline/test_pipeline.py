@@ -112,17 +112,6 @@ def test_forced_again_it_makes_the_same_bytes(clone):
     assert dvc(clone, "checkout", "--force").returncode == 0
 
 
-def test_push_and_pull_restore_data_and_models_byte_for_byte(clone):
-    assert dvc(clone, "push").returncode == 0
-    second = clone.parent / "second"
-    subprocess.run(["git", "clone", "--quiet", clone, second], check=True)
-    done = dvc(second, "pull")
-    assert done.returncode == 0, done.stderr
-    for folder in ("data/raw", "data/prepared", "data/predictions", "models/base", "models/base-4bit", "models/tuned"):
-        assert files_in(second / folder) == files_in(clone / folder) != {}
-    assert touched(second) == set()
-
-
 def test_a_failed_stage_leaves_the_last_good_results(editable):
     before = files_in(editable / "models/tuned")
     edit(editable / "params.yaml", "r: 4", "r: 0")

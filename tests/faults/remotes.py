@@ -1,0 +1,155 @@
+"""Damaged files, and remotes that can't be reached."""
+
+import atexit
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import yaml
+from helpers import ROOT, commit, damage, dvc
+from helpers import command as run
+
+from faults import Bench, Fault
+
+FACTS = Path("models/tuned/facts.yaml")
+PIPELINE = {
+    "stages": {
+        "train": {
+            "cmd": f"mkdir -p {FACTS.parent} && echo 'method: full' > {FACTS}",
+            "outs": [FACTS.parent.as_posix()],
+        },
+        "eval": {"cmd": "python -c 'from finetune import cli; cli.run(print)'", "deps": [FACTS.parent.as_posix()]},
+    }
+}
+
+
+def told(what: str, command: str, sentence: str, prepare: Callable[[Path], object]) -> Fault:
+    """A folder that `prepare` made a repository, or didn't, and a command line there, which must refuse."""
+
+    def cause(bench: Bench) -> str:
+        prepare(bench.folder)
+        done = run(*shlex.split(command), cwd=bench.folder, PYTHONPATH=str(ROOT))
+        assert done.returncode != 0, done.stdout
+        return next(line for line in done.stderr.splitlines() if line.startswith("error: ")).removeprefix("error: ")
+
+    return Fault("remotes", what, sentence, cause)
+
+
+@cache
+def template() -> Path:
+    """Git and DVC, a model of one file, and a remote that has it."""
+    folder = Path(tempfile.mkdtemp(prefix="faults-"))
+    atexit.register(shutil.rmtree, folder)
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(PIPELINE))
+    (folder / "params.yaml").write_text("{}\n")
+    (folder / ".gitignore").write_text("/store\n")
+    for step in (["init"], ["remote", "add", "--default", "store", "store"], ["repro", "train"], ["push"]):
+        done = dvc(folder, *step, "--quiet")
+        assert done.returncode == 0, done.stderr
+    commit(folder, "a model")
+    return folder
+
+
+def reproduced(folder: Path) -> None:
+    """A repository that has run, and pushed."""
+    shutil.copytree(template(), folder, dirs_exist_ok=True)
+
+
+def the_object(storage: Path) -> Path:
+    """The one file of the model, in DVC's cache or remote."""
+    return next(file for file in (storage / "files/md5").rglob("*") if file.is_file() and file.suffix != ".dir")
+
+
+def damaged_workspace(folder: Path) -> None:
+    """As a bad disk leaves it: DVC sees no change."""
+    reproduced(folder)
+    damage(folder / FACTS)
+
+
+def damaged_remote(folder: Path) -> None:
+    """And nothing of it here."""
+    reproduced(folder)
+    damage(the_object(folder / "store"))
+    shutil.rmtree(folder / ".dvc/cache")
+    shutil.rmtree(folder / FACTS.parent)
+
+
+def damaged_remote_whose_list_is_here(folder: Path) -> None:
+    """As after a `dvc pull`, which has left the damaged file out."""
+    reproduced(folder)
+    damage(the_object(folder / "store"))
+    the_object(folder / ".dvc/cache").unlink()
+    shutil.rmtree(folder / FACTS.parent)
+
+
+def weights_of_another_run(folder: Path) -> None:
+    """As damage leaves them, too: not the ones that the run has noted."""
+    for name, text in (
+        (FACTS, "method: full\n"),
+        (FACTS.with_name("model.safetensors"), "weights"),
+        (Path("metrics/train.facts.json"), '{"weights": "of another run"}'),
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def nothing(folder: Path) -> None:
+    """No repository."""
+
+
+VERIFY = "python -m finetune.commands.main verify"
+
+FAULTS: list[Fault] = [
+    told(
+        "`dvc repro`, where a stage's input was damaged and DVC sees no change",
+        "dvc repro --force --single-item eval",
+        "models/tuned/facts.yaml: not what dvc.lock says (damaged, or edited since); run DVC again: it brings back what its "
+        "cache has whole, and makes the rest anew",
+        damaged_workspace,
+    ),
+    told(
+        "`verify`, where a file of the workspace was damaged",
+        VERIFY,
+        "not whole here: models/tuned/facts.yaml; `dvc pull --force` brings back what the remote has, `dvc repro` makes it "
+        "anew",
+        damaged_workspace,
+    ),
+    told(
+        "`verify --remote`, where an object of the remote was damaged, and no whole copy is here",
+        f"{VERIFY} --remote",
+        "not whole in the remote: models/tuned/facts.yaml; run `finetune verify --remote` in a clone that has it whole, or "
+        "make it anew (`dvc repro`) and run it again",
+        damaged_remote_whose_list_is_here,
+    ),
+    told(
+        "a checkpoint by its name, damaged in the remote",
+        "python -m finetune.commands.main register haiku",
+        "HEAD: models/tuned/facts.yaml of it is damaged in the remote; `finetune verify --remote` where it is whole mends "
+        "that",
+        damaged_remote,
+    ),
+    told(
+        "`chat`, where the weights in models/tuned aren't those of the last run",
+        "python -m finetune.commands.main chat --prompt hello",
+        "workspace: models/tuned hasn't the weights that metrics/train.facts.json speaks of (damaged, or of another commit); "
+        "`finetune verify` says which files are damaged, and --ckpt models/tuned asks it all the same",
+        weights_of_another_run,
+    ),
+    told(
+        "`verify --remote nobody`",
+        f"{VERIFY} --remote nobody",
+        "the remote nobody: config file error: remote 'nobody' doesn't exist; mend that, and verify again",
+        reproduced,
+    ),
+    told(
+        "`verify` outside a DVC repository",
+        VERIFY,
+        "no DVC repository here; go to the one whose files you want to verify",
+        nothing,
+    ),
+]
