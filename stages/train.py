@@ -14,7 +14,6 @@ def main() -> None:
     p = params.load({"method": args.method})
     out = places.places(args.out_dir, places.TUNED)
     cli.check_replaceable(out.folder)
-    disk.check_writable(out.metrics, out.plots)
 
     import transformers
 
@@ -73,6 +72,7 @@ def main() -> None:
             model = trainable(base, method, p.lora, tokens)
         add_end_tokens(model, facts["end_tokens"])
         saved.check_can_be_saved(model, tokenizer, facts, provenance(base), out.folder)
+        disk.check_writable(out.metrics, out.plots)
         with device.enough_memory("lower data.max_length, or choose a smaller model.source"):
             probe.check_vocabulary(model, rows, tokenizer.pad_token_id)
             packed = probe.can_be_packed(model, rows)

@@ -70,7 +70,7 @@ def test_a_place_that_cannot_be_written_is_told_of_before_training(ready, untrai
     (workspace / "mine.json").write_text("{}")
     before = files_in(workspace)
     refused = refusal("train", *ready, "--method", "lora", "--out_dir", out)
-    assert refused.startswith(f"error: {out[:200]}")
+    assert refused.startswith("error: ") and out[:190] in refused
     assert any(said in refused for said in ("can't be written", "lies in one", "the name is too long for this disk"))
     assert files_in(workspace) == before
 
