@@ -106,7 +106,12 @@ def base_folder(name: str | None, default: Path = places.BASE) -> Path:
         return default
     if (Path(name) / "config.json").exists():
         return Path(name)
-    target = default.with_name(re.sub(r"[^\w.-]+", "--", name))
+    label = re.sub(r"[^\w.-]+", "--", name)
+    target = default.parent / label
+    if label in (".", "..") or target in (default, places.BASE_4BIT, places.TUNED):
+        raise UserError(
+            f"--model_name: {name} would be kept in {target}, which isn't free; give owner/name, or the model's folder"
+        )
     if not (target / "config.json").exists():
         fetch("model", name, target)
     return target

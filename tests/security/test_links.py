@@ -1,10 +1,12 @@
-"""Symbolic links in what is given bring nothing in from elsewhere: a copy would be pushed to a remote."""
+"""Symbolic links in what is given bring nothing in from elsewhere, where a copy would be pushed to a remote; and names
+write nothing elsewhere."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
-from helpers import drafts_in, files_in, refusal, stage
+from helpers import drafts_in, files_in, refusal, stage, write_params
 
 
 @pytest.fixture
@@ -55,3 +57,26 @@ def test_links_within_the_folder_and_into_dvcs_cache_are_followed(workspace, sec
     got = files_in(workspace / "data/raw")
     assert got["parts/a.json"] == got["b.json"] == content
     assert not any(path.is_symlink() for path in (workspace / "data/raw").rglob("*"))
+
+
+@pytest.mark.parametrize("name", ["..", ".", "tuned", "base", "base-4bit"])
+def test_a_models_name_never_means_a_folder_of_the_pipeline(workspace, name):
+    (workspace / "models/tuned").mkdir(parents=True)
+    (workspace / "models/tuned/facts.yaml").write_text("mine: true\n")
+    before = files_in(workspace)
+    assert f"--model_name: {name} would be kept in models" in refusal("train", "--model_name", name, "--method", "lora")
+    assert files_in(workspace) == before and not drafts_in(workspace.parent)
+
+
+def test_names_of_sources_become_parts_of_one_folders_name(workspace, words):
+    outside = workspace.parent / "up"
+    outside.mkdir(exist_ok=True)
+    (outside / "a b.json").write_text(json.dumps(words))
+    write_params(workspace, data={"source": ["../up/a b.json", "../up", "../up/../up/."]})
+    stage("fetch", "data")
+    assert sorted(path.name for path in (workspace / "data/raw").iterdir()) == [
+        "1-a--b.json",
+        "2-up",
+        "3-up",
+        "facts.yaml",
+    ]
