@@ -26,7 +26,7 @@ TABLES = {
     "pipeline": Table(Path("benchmarks/README.md"), "make benchmark"),
     "serving": Table(Path("benchmarks/README.md"), "make benchmark"),
     "scale": Table(Path("benchmarks/README.md"), "make benchmark"),
-    "remotes": Table(Path("docs/remotes.md"), "make benchmark"),
+    "storage": Table(Path("docs/remotes.md"), "make benchmark"),
 }
 
 
