@@ -69,7 +69,8 @@ def test_a_second_clone_gets_everything_and_has_nothing_to_do(remote, first, tmp
 @pytest.mark.parametrize("remote", ["s3", "ssh", "webdav"], indirect=True)
 def test_after_a_server_died_in_mid_push_the_next_push_completes(remote, first, tmp_path):
     # S3's server here keeps all in memory: there the network dies, and the server is left with what it had.
-    remote.relay.cut_after(MID_PUSH, then=remote.stop_in_mid_file if remote.kind != "s3" else None)
+    death = {"s3": None, "ssh": remote.stop, "webdav": remote.stop_in_mid_file}
+    remote.relay.cut_after(MID_PUSH, then=death[remote.kind])
     cut = command("dvc", "push", "models/base", cwd=first, AWS_MAX_ATTEMPTS="1")
     assert cut.returncode != 0 and remote.relay.is_cut
     remote.relay.restore(remote.relay.port if remote.kind == "s3" else remote.start())
