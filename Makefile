@@ -82,7 +82,7 @@ benchmark: setup ## ours beside TRL, and the whole pipeline timed: about an hour
 	python benchmarks/serving.py
 	python benchmarks/pipeline.py
 	python benchmarks/scale.py
-	python benchmarks/remotes.py
+	python benchmarks/storage.py
 	python benchmarks/targets.py
 
 clean: ## remove .venv

@@ -27,7 +27,7 @@ TABLES = {
     "serving": Table(Path("benchmarks/README.md"), "make benchmark"),
     "interruptions": Table(Path("benchmarks/README.md"), "python benchmarks/interruptions.py"),
     "scale": Table(Path("benchmarks/README.md"), "make benchmark"),
-    "remotes": Table(Path("docs/remotes.md"), "make benchmark"),
+    "storage": Table(Path("docs/remotes.md"), "make benchmark"),
 }
 
 

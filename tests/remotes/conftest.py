@@ -3,15 +3,19 @@
 import shutil
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from helpers import GIT, dvc
+from helpers import GIT, dvc, files_in
 from remotes.relay import Relay
 from remotes.servers import BUCKET, PASSWORD, USER
+
+PART = 100_000
+"""Bytes."""
 
 
 @dataclass
@@ -38,6 +42,13 @@ class Remote:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+
+    def stop_in_mid_file(self) -> None:
+        """Kill the server when it has written the first part of a large file that it is being sent."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and max(map(len, files_in(self.folder).values()), default=0) < PART:
+            time.sleep(0.05)
+        self.stop()
 
     @property
     def settings(self) -> dict[str, str]:

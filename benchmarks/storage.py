@@ -1,10 +1,10 @@
 """What experiments cost in a DVC remote: bytes of one run, and of forty more that train other adapters over its base.
 
-    python benchmarks/remotes.py
+    python benchmarks/storage.py
 
 Needs a workspace in which `dvc repro` has run with `method: qlora`. In a temporary clone, with a folder as its remote, it
 pushes that run, then forty experiments whose trained files are random bytes of the same sizes (no two runs share them, and
-DVC compresses nothing), counts what lies in the remote, and writes benchmarks/results/remotes.json and the table of
+DVC compresses nothing), counts what lies in the remote, and writes benchmarks/results/storage.json and the table of
 docs/remotes.md. Takes five minutes and 3 GB of the temporary folder's disk.
 """
 
@@ -45,8 +45,8 @@ def main() -> None:
         all_of_them = _bytes(remote)
         bases = sum(_bytes(clone / base) for base in (places.BASE, places.BASE_4BIT))
     results = {"experiments": EXPERIMENTS, "one": one, "all": all_of_them, "bases": bases}
-    files.write_json(places.RESULTS / "remotes.json", results)
-    generated.put("remotes", markdown(results))
+    files.write_json(places.RESULTS / "storage.json", results)
+    generated.put("storage", markdown(results))
     print(markdown(results))
 
 
