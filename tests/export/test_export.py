@@ -160,7 +160,7 @@ def test_costs_are_told_where_they_are_this_checkpoints(at, capsys):
     beside = folder / "metrics/train.facts.json"
     facts = beside.read_text()
     beside.write_text(json.dumps(json.loads(facts) | {"weights": "another"}))
-    exported(capsys, "merged")
+    exported(capsys, "merged", "--ckpt", "models/tuned")
     beside.write_text(facts)
     assert "Peak device memory" not in (EXPORTED / "merged/README.md").read_text()
 
