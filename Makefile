@@ -50,8 +50,9 @@ twice: setup ## train and evaluate again from scratch; fails unless every byte c
 	dvc repro --force --single-item train eval
 	sha256sum --check .first.sha256
 
+# Two processes of one thread each: most of the time goes to commands that the tests start.
 test: setup ## set up and pass the tests
-	pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive pytest --numprocesses 2 --dist loadfile
 
 test-slow: setup ## the shipped model, data and params end to end: ten minutes more
 	pytest -m slow

@@ -19,8 +19,8 @@ FACTS = Path("models/tuned/facts.yaml")
 PIPELINE = {
     "stages": {
         "train": {
-            "cmd": f"mkdir -p {FACTS.parent} && echo 'method: full' > {FACTS}",
-            "outs": [FACTS.parent.as_posix()],
+            "cmd": f"mkdir -p data/prepared {FACTS.parent} && echo 'method: full' > {FACTS}",
+            "outs": ["data/prepared", FACTS.parent.as_posix()],
         },
         "eval": {"cmd": "python -c 'from finetune import cli; cli.run(print)'", "deps": [FACTS.parent.as_posix()]},
     }

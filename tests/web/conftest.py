@@ -105,7 +105,7 @@ def visit(chromium):
 
     def opened(address: str, **context):
         user = chromium.new_context(**context)
-        user.set_default_timeout(10_000)
+        user.set_default_timeout(30_000)  # ms, on a busy machine
         users.append(user)
         page = user.new_page()
         page.on("request", lambda request: asked.append(request.url))
