@@ -97,7 +97,11 @@ def test_every_family_of_transformers_trains_plainly_or_is_refused(tmp_path, mon
     check_gradients(model, packed)
 
 
-@pytest.mark.parametrize("change", [lambda x: x * 0.5, lambda x: 30 * torch.tanh(x / 30), lambda x: x + 1], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x * 0.5, lambda x: 30 * torch.tanh(x / 30), lambda x: x + 1],
+    ids=["scaled", "capped", "shifted"],
+)
 def test_logits_changed_after_the_head_are_seen_whatever_the_key_is_called(tiny_models, monkeypatch, change):
     model = load_base(tiny_models["llama"], torch.float32)
     plain = model.forward
