@@ -38,8 +38,12 @@ def recorded(tmp_path_factory, words) -> Path:
             for index, row in reversed(list(enumerate(words[:25])))
         ]
         (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    copy = "mkdir -p data/predictions && cp ${method}.jsonl data/predictions/tuned.jsonl && cp base.jsonl data/predictions/"
-    outs = ["data/predictions/tuned.jsonl", "data/predictions/base.jsonl"]
+    folders = ["data/prepared", "models/tuned"]
+    copy = (
+        f"mkdir -p data/predictions {' '.join(folders)} && cp ${{method}}.jsonl data/predictions/tuned.jsonl && "
+        "cp base.jsonl data/predictions/"
+    )
+    outs = ["data/predictions/tuned.jsonl", "data/predictions/base.jsonl", *folders]
     (folder / "dvc.yaml").write_text(
         yaml.safe_dump({"stages": {"eval": {"cmd": copy, "params": ["method"], "outs": outs}}})
     )
