@@ -54,7 +54,7 @@ def test_a_queued_run_that_is_killed_is_queued_again_and_goes_on(queued, tiny_mo
     settings = ["-S", "data.source=../outside.json", "-S", "methods.qlora.epochs=60"]
     assert dvc(queued, "exp", "run", "--queue", "-n", "killed", *settings, "train").returncode == 0
     assert command("dvc", "queue", "start", cwd=queued, FINETUNE_SNAPSHOT_SECONDS="0").returncode == 0
-    for _ in range(600):
+    for _ in range(3000):
         if list(queued.glob("models/.snapshots/train-*/step-*")):
             break
         time.sleep(0.1)
