@@ -12,9 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from finetune.errors import UserError
+from finetune.files import read_yaml
 
 FOLDER = ".dir"
 """Ends the hash of a folder: that of the sorted list of its files and their hashes, which is an object itself."""
@@ -29,8 +28,8 @@ def check_inputs() -> None:
     pipeline, lock = Path("dvc.yaml"), Path("dvc.lock")
     if not stage or not pipeline.exists() or not lock.exists():
         return
-    made = outputs(_read(lock))
-    for path in sorted(_inputs(_read(pipeline)["stages"], stage) & set(made)):
+    made = outputs(read_yaml(lock))
+    for path in sorted(_inputs(read_yaml(pipeline)["stages"], stage) & set(made)):
         found = differing(Path(path), made[path])
         if found:
             _let_dvc_see(found)
@@ -128,7 +127,3 @@ def _inputs(stages: dict, stage: str) -> set[str]:
     values = {"key": key, "item": item} | ({f"item.{k}": v for k, v in item.items()} if isinstance(item, dict) else {})
     deps = entry.get("do", entry).get("deps", [])
     return {re.sub(r"\$\{(.+?)\}", lambda match: str(values.get(match[1], match[0])), dep) for dep in deps}
-
-
-def _read(path: Path) -> dict:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
