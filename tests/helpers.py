@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,26 @@ def command(*arguments: object, cwd: Path, **environment: str) -> subprocess.Com
     here = str(Path(sys.executable).parent)
     env = os.environ | {"PATH": f"{here}{os.pathsep}{os.environ['PATH']}"} | environment
     return subprocess.run([str(a) for a in arguments], cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def signalled(command: list[str], number: signal.Signals, after: str, **environment: str) -> str:
+    """Start `command`, and send it a signal when it has printed `after`; what it then says on stderr. Checks its status."""
+    running = subprocess.Popen(
+        command,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What a shell starts in the background ignores Ctrl-C, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    printed = ""
+    while after not in printed:
+        printed += running.stdout.readline()
+    running.send_signal(number)
+    said = running.communicate()[1]
+    assert running.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    return said
 
 
 def files_in(folder: Path) -> dict[str, bytes]:

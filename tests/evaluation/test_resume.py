@@ -5,14 +5,13 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import families
 import pytest
-from helpers import ROOT, drafts_in, files_in, refusal, stage, write_params
+from helpers import ROOT, drafts_in, files_in, refusal, signalled, stage, write_params
 
 from finetune import files, intact
 from finetune.evaluation import decoding, generation, portions, scoring
@@ -126,18 +125,8 @@ def test_a_signal_to_a_real_process_loses_no_more_than_a_portion(base, asked, wo
     write_params(workspace, **SETTINGS | {"eval": {"decode_batch_size": 2, "max_new_tokens": 120}})
     stage("eval", *base)
     expected = outcome()
-    running = subprocess.Popen(
-        [sys.executable, str(ROOT / "stages/eval.py"), *base], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    printed = ""
-    while "answered 6 of" not in printed:
-        printed += running.stdout.readline()
-    running.send_signal(number)
-    said = running.communicate()[1]
-    if number == signal.SIGKILL:
-        assert running.returncode == -signal.SIGKILL
-    else:
-        assert running.returncode == 128 + number
+    said = signalled([sys.executable, str(ROOT / "stages/eval.py"), *base], number, after="answered 6 of")
+    if number != signal.SIGKILL:
         assert re.search(
             r"^error: terminated; (4|8|12) of 16 answers are kept, and the same command goes on from there$", said, re.M
         )

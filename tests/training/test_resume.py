@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, base_for, files_in, refusal, stage, write_params
+from helpers import ROOT, base_for, files_in, refusal, signalled, stage, write_params
 
 from finetune import intact
 from finetune.errors import UserError
@@ -137,23 +137,8 @@ def test_a_signal_to_a_real_process_loses_nothing(ready, number):
     ready.run("qlora")
     expected = ready.outcome()
     between = "0" if number == signal.SIGKILL else "1000"
-    running = subprocess.Popen(
-        ready.command("qlora"),
-        env=os.environ | {"FINETUNE_SNAPSHOT_SECONDS": between},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    printed = ""
-    while "step 3 of 16" not in printed:
-        printed += running.stdout.readline()
-    running.send_signal(number)
-    said = running.communicate()[1]
-    if number == signal.SIGKILL:
-        assert running.returncode == -signal.SIGKILL
-    else:
-        assert running.returncode == 128 + number
+    said = signalled(ready.command("qlora"), number, after="step 3 of 16", FINETUNE_SNAPSHOT_SECONDS=between)
+    if number != signal.SIGKILL:
         word = "terminated" if number == signal.SIGTERM else "interrupted"
         assert re.search(
             rf"^error: {word}; step \d+ of 16 is kept, and the same command goes on from there$", said, re.M
