@@ -1,14 +1,25 @@
 """How a command ends: a sentence for what went wrong, no half-written output, and a status that scripts can read."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from finetune import disk, report, streams
 from finetune.errors import UserError
+
+SENTENCE_FILE = "FINETUNE_SENTENCE"
+"""In the environment: where the last sentence goes instead of stderr, so that whoever started the process can use it."""
+
+WORDS = ("interrupted", "terminated")
+"""Begin the sentence after a signal: Ctrl-C, or another."""
+
+LOST = "another process of this run has ended"
+"""Begins the sentence of a process that fails because of another's end."""
 
 BROKEN_PIPE = 141
 """As shells have it for a process whose reader has gone: 128 + SIGPIPE."""
@@ -40,7 +51,7 @@ def sentences(stdout_is_the_result: bool) -> Iterator[None]:
         except KeyboardInterrupt:
             _end("error: interrupted", 128 + signal.SIGINT)
         except Ended as error:
-            word = "interrupted" if error.number == signal.SIGINT else "terminated"
+            word = WORDS[error.number != signal.SIGINT]
             _end(f"error: {word}{error.kept and f'; {error.kept}'}", 128 + error.number)
         except BrokenPipeError:
             sys.exit(BROKEN_PIPE)
@@ -50,6 +61,9 @@ def sentences(stdout_is_the_result: bool) -> Iterator[None]:
 
 def _end(sentence: str, status: int = 1) -> None:
     """Exit with `status` after `sentence` on stderr."""
+    if place := os.environ.get(SENTENCE_FILE):
+        Path(place).write_text(sentence)
+        sys.exit(status)
     if status == 1:
         sys.exit(sentence)
     print(sentence, file=sys.stderr)

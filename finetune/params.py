@@ -81,6 +81,12 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Launch:
+    processes: int = _number(1, 2**12)
+    shard: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class MethodSettings:
     learning_rate: float = _number(0, 1, above=True)
     epochs: float = _number(0, 10**4, above=True)
@@ -106,6 +112,7 @@ class Params:
     lora: Lora
     quantization: Quantization
     train: Train
+    launch: Launch
     methods: dict[str, MethodSettings]
     """By name, one for each of `METHODS`."""
     eval: Eval

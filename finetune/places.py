@@ -68,6 +68,11 @@ def given(path: str) -> Path:
     return Path(os.path.relpath(_stands_in / expanded))
 
 
+def standing() -> Path:
+    """The folder that the user stands in."""
+    return Path.cwd() / _stands_in
+
+
 def of_source(source: str) -> str:
     """A source of params.yaml: where it is a relative path that the temporary copy of the repository lacks in which
     DVC runs queued experiments, the same path from the repository itself, as files that Git doesn't track are there.

@@ -1,20 +1,39 @@
 """Fine-tune the base model by `method`."""
 
+from __future__ import annotations
+
+from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune import cli, disk, params, places
+from finetune.distributed import launcher
+
+if TYPE_CHECKING:
+    from finetune.distributed.group import Group
 
 _ADVICE = "lower train.tokens_per_micro_batch or data.max_length, or set train.gradient_checkpointing: true"
 """What helps when a training step takes more memory than there is."""
 
 
 def main() -> None:
-    """Make models/tuned out of models/base and data/prepared."""
+    """Make models/tuned out of models/base and data/prepared, in one process or several."""
     args = cli.parser(__doc__, ["--method", "--model_name", "--dataset", "--out_dir"]).parse_args()
     p = params.load({"method": args.method})
     out = places.places(args.out_dir, places.TUNED)
     cli.check_replaceable(out.folder)
+    if launcher.launched(p.launch):
+        return
 
+    from finetune.distributed.group import joined
+
+    with joined() as group:
+        _train(args, p, out, group)
+
+
+def _train(args: Namespace, p: params.Params, out: places.Places, group: Group) -> None:
+    """The part of this process, which writes if it is the first of `group`."""
     import transformers
 
     from finetune import device, files
@@ -61,27 +80,31 @@ def main() -> None:
         },
     }
 
-    # Where the base lies is no matter: its fingerprint is among the facts.
+    # Where the base lies is no matter: its fingerprint is among the facts. Nor is the number of processes.
     run = identity("train", facts | {"base": None}, [data])
-    with unfinished("train", run, out.metrics / "train.json") as kept:
+    group.agree(run, "settings, data, base model, code or versions")
+    with unfinished("train", run, out.metrics / "train.json") if group.is_first else nullcontext() as kept:
         meter = Meter().start()
         transformers.set_seed(p.seed)
         rows = splits["train"]["input_ids"][:]
+        shard = p.launch.shard and group.size > 1
         with device.enough_memory("choose a smaller model.source, or method qlora"):
             tokens = longest_pass(map(len, rows), p.train.batch_size, p.train.tokens_per_micro_batch)
-            model = trainable(base, method, p.lora, tokens)
+            model = trainable(base, method, p.lora, tokens, shard=shard)
         add_end_tokens(model, facts["end_tokens"])
-        saved.check_can_be_saved(model, tokenizer, facts, provenance(base), out.folder)
-        disk.check_writable(out.metrics, out.plots)
+        if group.is_first:
+            saved.check_can_be_saved(model, tokenizer, facts, provenance(base), out.folder)
+            disk.check_writable(out.metrics, out.plots)
         with device.enough_memory("lower data.max_length, or choose a smaller model.source"):
             probe.check_vocabulary(model, rows, tokenizer.pad_token_id)
             packed = probe.can_be_packed(model, rows)
             check_reached(model, min(rows, key=len))
         trained, total = parameter_counts(model)
-        print(f"{method.name}: {trained:,} of {total:,} parameters trained, on {device.describe()}")
+        where = f"{device.describe()}{f', in {group.size} processes' * (group.size > 1)}"
+        print(f"{method.name}: {trained:,} of {total:,} parameters trained, on {where}")
         if not packed:
             print("sequences of this model would hear of each other in one pass: each goes through it alone")
-        with live_log(out.plots / "live") as log, device.enough_memory(_ADVICE):
+        with live_log(out.plots / "live") if group.is_first else nullcontext() as log, device.enough_memory(_ADVICE):
             result = train(
                 model,
                 tokenizer,
@@ -93,21 +116,26 @@ def main() -> None:
                 meter=meter,
                 log=log,
                 unfinished=kept,
+                group=group,
+                shard=shard,
             )
         meter.stop()
-        saved.save(model, tokenizer, facts, provenance(base), out.folder)
+        peaks = [round(peak, 3) for peak in group.gathered(meter.peak_device_gb())]
+        energy = meter.energy(group)
+        if not group.is_first:
+            return
+        saved.save(model, tokenizer, facts, provenance(base), out.folder, result.weights)
         meter.save(out.plots / places.MEMORY_TABLE)
-        peak = round(meter.peak_device_gb(), 3)
         files.write_json(
             out.metrics / "train.json",
             {
                 "validation_loss": round(result.validation_loss, 4),
                 "kept_step": result.kept_step,
-                "peak_device_gb": peak,
+                "peak_device_gb": max(peaks),
                 "epoch_seconds": round(result.seconds / result.epochs, 1),
                 "tokens_per_second": round(result.tokens / result.seconds, 1),
                 "size_gb": round(saved.size_gb(out.folder), 4),
-                **meter.energy(),
+                **energy,
             },
         )
         files.write_json(
@@ -118,10 +146,11 @@ def main() -> None:
                 "train_seconds": round(result.seconds, 1),
                 "trained_parameters": trained,
                 "peak_process_gb": round(meter.peak_process_gb(), 3),
-                **split_peak(result.memory, peak),
+                **split_peak(result.memory, peaks[0]),
                 "hardware": device.describe(),
                 "versions": device.versions(),
                 "weights": fingerprint(out.folder),
+                **({"peak_device_gb_by_process": peaks} if group.size > 1 else {}),
             },
         )
 

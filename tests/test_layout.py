@@ -12,6 +12,7 @@ from helpers import ROOT
 ORDER = [
     "finetune",
     "sources",
+    "distributed",
     "costs",
     "snapshots",
     "experiments",

@@ -1,4 +1,4 @@
-"""What a training run's memory holds, in GB of 10^9 bytes."""
+"""What a training run's memory holds in one process, in GB of 10^9 bytes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
+
+from finetune.distributed.shards import local
 
 if TYPE_CHECKING:
     from bitsandbytes.functional import QuantState
@@ -70,7 +72,7 @@ def memory_parts(model: nn.Module, optimizer: torch.optim.Optimizer, activations
     return MemoryParts(
         weights=_gb(held) - _gb(adapters),
         adapters=_gb(adapters),
-        gradients=sum(parameter.numel() * parameter.element_size() for parameter in trained) / 1e9,
+        gradients=sum(local(parameter).numel() * parameter.element_size() for parameter in trained) / 1e9,
         optimizer=_gb(_storages(state)),
         activations=activations.bytes / 1e9,
     )
@@ -86,9 +88,9 @@ def split_peak(parts: MemoryParts, peak_gb: float) -> dict[str, float]:
 def _held(model: nn.Module) -> Iterator[torch.Tensor]:
     """Every tensor that a model keeps: parameters, buffers, and the constants of 4-bit weights."""
     yield from model.buffers()
-    for parameter in model.parameters():
-        yield parameter
-        yield from _constants(getattr(parameter, "quant_state", None))
+    yield from model.parameters()
+    for module in model.modules():
+        yield from _constants(getattr(module, "quant_state", None))
 
 
 def _constants(state: QuantState | None) -> Iterator[torch.Tensor]:
@@ -99,7 +101,7 @@ def _constants(state: QuantState | None) -> Iterator[torch.Tensor]:
 
 def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     """Address and bytes of the memory behind `tensors`, shared memory once."""
-    storages = (tensor.untyped_storage() for tensor in tensors)
+    storages = (local(tensor).untyped_storage() for tensor in tensors)
     return {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}
 
 

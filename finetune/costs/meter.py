@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from finetune.costs import energy
+from finetune.distributed.group import Group
 from finetune.files import whole_file
 
 GB = 1e9
@@ -82,10 +83,10 @@ class Meter:
         """Add what another process has seen of this run."""
         self._before = record
 
-    def energy(self) -> dict[str, float]:
-        """energy_kj, drawn by the CUDA device since `start`; nothing where that isn't known."""
-        joules = self._joules()
-        return {} if joules is None else {"energy_kj": round(joules / 1000, 3)}
+    def energy(self, group: Group = Group()) -> dict[str, float]:  # noqa: B008  # frozen
+        """energy_kj, drawn by the CUDA devices of `group` since `start`; nothing where that isn't known."""
+        joules = [one for one in group.gathered(self._joules()) if one is not None]
+        return {"energy_kj": round(sum(joules) / 1000, 3)} if len(joules) == group.size else {}
 
     def seconds(self) -> float:
         """Since `start`."""

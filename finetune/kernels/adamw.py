@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from finetune.distributed.shards import local, part
+
 UPDATE_CHUNK = 2**20
 """Weights updated at a time: what is widened to fp32 for it stays in the cache."""
 
@@ -27,12 +29,20 @@ class SplitAdamW(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned, each tensor in its own dtype; torch's own would cast all to the weight's."""
+        """Take over what `state_dict` returned, each tensor in its own dtype; torch's own would cast all to the weight's.
+
+        Each has a number for each of the parameter's weights, of which a process takes those that it holds.
+        """
         super().load_state_dict(state_dict | {"state": {}})
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for index, state in state_dict["state"].items():
-            parameter = parameters[index]
-            self.state[parameter] = {name: value.to(parameter.device) for name, value in state.items()}
+            for name, value in state.items():
+                self.take(index, name, value)
+
+    def take(self, index: int, name: str, value: torch.Tensor) -> None:
+        """Set what is called `name` in the state of the parameter of this number."""
+        parameter = [one for group in self.param_groups for one in group["params"]][index]
+        own = part(value, parameter).reshape(-1) if value.dim() else value
+        self.state[parameter][name] = own.to(parameter.device)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # closureless
@@ -45,7 +55,8 @@ class SplitAdamW(torch.optim.Optimizer):
     def _update(self, parameter: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter] or self._start(parameter)
         state["step"] += 1
-        flat = [parameter.view(-1), grad.reshape(-1), state["mean"], state["square"], state["lower"]]
+        own = local(parameter).view(-1)
+        flat = [own, local(grad).reshape(-1), state["mean"], state["square"], state["lower"]]
         for weight, gradient, mean, square, lower in zip(*(one.split(UPDATE_CHUNK) for one in flat), strict=True):
             master = _join(weight, lower)
             torch._fused_adamw_(
@@ -67,11 +78,12 @@ class SplitAdamW(torch.optim.Optimizer):
 
     def _start(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
         wide: dict[str, Any] = {"dtype": torch.float32, "device": parameter.device}
+        count = local(parameter).numel()
         self.state[parameter] = {
             "step": torch.zeros((), **wide),
-            "mean": torch.zeros(parameter.numel(), **wide),
-            "square": torch.zeros(parameter.numel(), **wide),
-            "lower": torch.zeros(parameter.numel(), dtype=torch.int16, device=parameter.device),
+            "mean": torch.zeros(count, **wide),
+            "square": torch.zeros(count, **wide),
+            "lower": torch.zeros(count, dtype=torch.int16, device=parameter.device),
         }
         return self.state[parameter]
 

@@ -35,7 +35,8 @@ def fuse(model: nn.Module) -> None:
 def _frozen_weight(base: nn.Module) -> Callable[[], torch.Tensor]:
     """What gives the matrix W, of shape (out, in), of a Linear, Conv1D or 4-bit layer."""
     parameter = cast(torch.Tensor, base.weight)
-    state = getattr(parameter, "quant_state", None)
+    # Of a model in shards the weight is a plain tensor of bytes, and its layer knows what they mean.
+    state = getattr(parameter, "quant_state", None) or getattr(base, "quant_state", None)
     if state is None:
         # Asked for at each use: generation lets the parameter be a part of a larger matrix.
         return (lambda: parameter.data.t()) if isinstance(base, Conv1D) else (lambda: parameter.data)

@@ -104,6 +104,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 # fp32, once there are several: bf16 would lose what the later ones bring.
                 d_weight = product if d_weight is None else d_weight.float().add_(product)
         d_hidden = None if d_hidden is None else d_hidden[: len(hidden)]
+        if needs_weight and d_weight is None:  # no targets: other processes have some, and wait for this one's part
+            d_weight = torch.zeros_like(weight)
         d_weight = None if d_weight is None else d_weight.to(weight.dtype)
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         ctx.dtypes = hidden.dtype, weight.dtype
@@ -144,16 +146,19 @@ class SequenceLoss:
 def sequence_losses(model: PreTrainedModel | PeftModel, rows: Iterable[dict], tokens: int = 1) -> list[SequenceLoss]:
     """The loss of each of `rows` (input_ids, labels), in passes of at most `tokens` tokens; by 1, each alone."""
     model.eval()
-    batch, losses = pack(list(rows)), list[SequenceLoss]()
-    groups = grouped(batch["lengths"].tolist(), tokens)
-    for group, part in zip(groups, micro_batches(batch, tokens), strict=True):
-        part = {key: value.to(model.device) for key, value in part.items()}
-        losses += _losses_of(model, part)[: len(group)]  # without the filler's
-    return losses
+    return [loss for count, part in evaluation_passes(rows, tokens) for loss in losses_of(model, part, count)]
 
 
-def _losses_of(model: PreTrainedModel | PeftModel, batch: Batch) -> list[SequenceLoss]:
-    """The loss of each sequence of a packed micro-batch."""
+def evaluation_passes(rows: Iterable[dict], tokens: int) -> list[tuple[int, Batch]]:
+    """`rows` in passes of at most `tokens` tokens, and how many of them each holds."""
+    batch = pack(list(rows))
+    counts = map(len, grouped(batch["lengths"].tolist(), tokens))
+    return list(zip(counts, micro_batches(batch, tokens), strict=True))
+
+
+def losses_of(model: PreTrainedModel | PeftModel, batch: Batch, count: int) -> list[SequenceLoss]:
+    """The losses of the first `count` sequences of a packed micro-batch; its filler may follow them."""
+    batch = {key: value.to(model.device) for key, value in batch.items()}
     hidden, targets = _labelled(model, batch)
     head = model.get_output_embeddings()
     rows = rounded_up(hidden, _product_dtype(hidden))
@@ -163,7 +168,7 @@ def _losses_of(model: PreTrainedModel | PeftModel, batch: Batch) -> list[Sequenc
         found[start : start + len(wanted)] = nats(logits[: len(wanted)], wanted, to_gradient=False)[:, 0]
     # A sequence's first token is no target, so its labels are as many as its targets.
     counts = [int((labels != IGNORE).sum()) for labels in batch["labels"][0].split(batch["lengths"].tolist())]
-    return [SequenceLoss(part.sum(dtype=torch.float64).item(), len(part)) for part in found.split(counts)]
+    return [SequenceLoss(part.sum(dtype=torch.float64).item(), len(part)) for part in found.split(counts)[:count]]
 
 
 def mean_loss(losses: list[SequenceLoss]) -> float:

@@ -35,6 +35,25 @@ def pack(rows: list[dict]) -> Batch:
     }
 
 
+def selected(batch: Batch, places: list[int]) -> Batch:
+    """The sequences of `batch` at these `places` among them, end to end."""
+    lengths = batch["lengths"].tolist()
+    parts = {key: batch[key].split(lengths, dim=1) for key in ("input_ids", "labels", "position_ids")}
+    chosen = {key: torch.cat([split[place] for place in places], dim=1) for key, split in parts.items()}
+    return chosen | {"lengths": batch["lengths"][places]}
+
+
+def filler() -> Batch:
+    """A micro-batch without targets, the least that a pass can have."""
+    row = torch.zeros(1, ROUND_ROWS_TO, dtype=torch.int64)
+    return {
+        "input_ids": row,
+        "labels": torch.full_like(row, IGNORE),
+        "position_ids": row,
+        "lengths": torch.tensor([ROUND_ROWS_TO]),
+    }
+
+
 def longest_pass(lengths: Iterable[int], sequences: int, tokens: int) -> int:
     """Tokens of the longest micro-batch that `sequences` of `lengths` can make, by `tokens` as in `micro_batches`."""
     longest = sorted(lengths)[-sequences:]

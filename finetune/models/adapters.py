@@ -7,7 +7,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from finetune import params
-from finetune.device import compute_dtype, is_out_of_memory
+from finetune.device import compute_dtype, device, is_out_of_memory
 from finetune.errors import UserError
 from finetune.kernels.decoder import replace_decoder_layers
 from finetune.kernels.layers import replace_layers
@@ -23,10 +23,13 @@ from finetune.models.targets import check_head_and_rank, check_names
 from finetune.sources.contents import check_adapter
 
 
-def trainable(folder: Path, method: Method, lora: params.Lora, tokens: int = 0) -> PreTrainedModel | PeftModel:
+def trainable(
+    folder: Path, method: Method, lora: params.Lora, tokens: int = 0, *, shard: bool = False
+) -> PreTrainedModel | PeftModel:
     """The base model in `folder`, which a quantized method has in 4 bits, as `method` trains it.
 
-    Memory is laid out for passes of `tokens` tokens, and anew if one is longer.
+    Memory is laid out for passes of `tokens` tokens, and anew if one is longer. What is to `shard` stays on the CPU, as
+    no device needs to have room for all of it, and its layers in the form that can be taken apart.
 
     AdamW's small steps are lost in the 8 bits of a bf16 mantissa: adapters are fp32, and for bf16
     weights `SplitAdamW` keeps the rest. fp16 weights can't be kept so; they are trained as fp32.
@@ -38,18 +41,20 @@ def trainable(folder: Path, method: Method, lora: params.Lora, tokens: int = 0) 
             f"method: {method.name} trains 16-bit weights, and those in {folder} are in 4 bits already; choose qlora, "
             f"or the model's 16-bit weights"
         )
+    place = torch.device("cpu") if shard else device()
     if method.adapters:
-        model: PreTrainedModel | PeftModel = _adapted(folder, method, lora)
+        model: PreTrainedModel | PeftModel = _adapted(folder, method, lora, place)
     else:
-        model = load_base(folder, torch.bfloat16 if compute_dtype() == torch.bfloat16 else torch.float32)
+        model = load_base(folder, torch.bfloat16 if compute_dtype() == torch.bfloat16 else torch.float32, place=place)
         copy_from_file(model)
     replace_layers(model)
-    replace_decoder_layers(model, layer_stack(model), tokens)
+    if not shard:
+        replace_decoder_layers(model, layer_stack(model), tokens)
     return model
 
 
-def _adapted(folder: Path, method: Method, lora: params.Lora) -> PeftModel:
-    base = load_base(folder, compute_dtype())
+def _adapted(folder: Path, method: Method, lora: params.Lora, place: torch.device) -> PeftModel:
+    base = load_base(folder, compute_dtype(), place=place)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,

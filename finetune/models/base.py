@@ -19,9 +19,12 @@ from finetune.sources.contents import check_weights
 
 
 def load_base(
-    folder: Path | str, dtype: torch.dtype, quantization: params.Quantization | None = None
+    folder: Path | str,
+    dtype: torch.dtype,
+    quantization: params.Quantization | None = None,
+    place: torch.device | None = None,
 ) -> PreTrainedModel:
-    """The causal language model in `folder` on the device at hand.
+    """The causal language model in `folder` on the device at hand, or in another `place`.
 
     Weights have `dtype`; with `quantization` the linear layers hold 4-bit blocks (QLoRA, Dettmers et
     al. 2023, section 3) and multiply in `dtype`. What is stored in 4 bits already stays as it is. Raises
@@ -38,7 +41,7 @@ def load_base(
             folder,
             dtype=dtype,
             **bits,
-            device_map={"": device()},
+            device_map={"": place or device()},
             attn_implementation=ATTENTION_NAME,
             local_files_only=True,
             trust_remote_code=False,

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from finetune.distributed.wrapped import Passes
+
     Model = PreTrainedModel | PeftModel
 
 Ids = tuple[int, ...]
@@ -78,10 +80,10 @@ def _leaks(model: Model, ids: Ids) -> bool:
     return not _difference(*after).max() < LEAK[compute_dtype()]
 
 
-def outcome(model: Model, ids: Sequence[int]) -> torch.Tensor:
+def outcome(model: Model, ids: Sequence[int], passes: Passes) -> torch.Tensor:
     """What the head is given for the tokens `ids`, (tokens, width): the same to the bit as long as nothing is trained."""
     with _still(model):
-        return _packed(model, [ids])
+        return passes(_packed, [ids])
 
 
 def check_vocabulary(model: Model, rows: list[list[int]], padding: int) -> None:

@@ -51,8 +51,11 @@ def save(
     facts: dict,
     base_source: dict,
     folder: Path,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write adapter or full model with its tokenizer; the same bytes for the same weights.
+
+    `weights` are those of a model whose own are in shards: all that was trained, by name.
 
     `facts` says how the model was made (method, base, template), `base_source` is the
     base model's provenance. A full model is stored in bf16, the size of its base. A folder `plots`,
@@ -62,12 +65,18 @@ def save(
     try:
         with whole_folder(folder, keep="plots") as draft:
             if isinstance(model, PeftModel):
-                model.save_pretrained(str(draft))
+                model.save_pretrained(str(draft), state_dict=weights)
+            elif weights is not None:
+                narrow = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
+                buffers = dict(model.named_buffers())
+                model.save_pretrained(
+                    draft, state_dict=narrow | {k: buffers[k] for k in model.state_dict() if k in buffers}
+                )
             else:
                 model.to(torch.bfloat16).save_pretrained(draft)  # type: ignore[arg-type]  # transformers' `wraps`
             _write_beside_weights(model, tokenizer, facts, base_source, draft)
     except Exception as error:  # hours of training are in those weights
-        rescued = _rescue(model, folder)
+        rescued = _rescue(weights or _weights(model), folder)
         where = (
             f"the trained weights are in {rescued}" if rescued else "no other place takes the trained weights either"
         )
@@ -98,9 +107,9 @@ def _weights(model: PreTrainedModel | PeftModel) -> dict[str, torch.Tensor]:
     return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def _rescue(model: PreTrainedModel | PeftModel, folder: Path) -> Path | None:
+def _rescue(weights: dict[str, torch.Tensor], folder: Path) -> Path | None:
     """Write the trained weights alone to the first place that takes them; None if none does."""
-    weights = {name: weight.cpu().contiguous() for name, weight in _weights(model).items()}
+    weights = {name: weight.cpu().contiguous() for name, weight in weights.items()}
     name = f"{folder.name}.rescued.safetensors"
     beside = folder.with_name(name)
     if _saved(weights, beside):

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from finetune.distributed.shards import whole
+
 _TYPES = {
     torch.float32: "F32",
     torch.float16: "F16",
@@ -19,7 +21,8 @@ _TYPES = {
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write `tensors` by name. What lies on another device than the CPU is copied from there one at a time."""
+    """Write `tensors` by name. What lies on another device than the CPU, or in other processes, is copied from there one
+    at a time; those call `give` for it."""
     header, end = {}, 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.numel() * tensor.element_size()
@@ -29,7 +32,13 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            file.write(whole(tensor.detach()).cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
+def give(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Hand this process's parts of `tensors` to the one that calls `write`."""
+    for tensor in tensors.values():
+        whole(tensor.detach())
 
 
 def read(path: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -26,3 +26,9 @@ def restore(states: dict[str, Any]) -> None:
     torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
     for device, state in enumerate(states["cuda"]):
         torch.cuda.set_rng_state(torch.tensor(state, dtype=torch.uint8), device)
+
+
+def set_apart(rank: int) -> None:
+    """Let the process of `rank` draw other numbers from now on than the first, whose dropout would be the same."""
+    if rank:
+        torch.manual_seed(torch.initial_seed() + rank)

@@ -20,13 +20,19 @@ from finetune import endings, params
 from finetune.costs.memory_parts import MemoryParts, memory_parts
 from finetune.costs.meter import Meter
 from finetune.device import compute_dtype
+from finetune.distributed.folders import seen_by_all
+from finetune.distributed.group import Group
+from finetune.distributed.shards import local, whole
+from finetune.distributed.wrapped import wrapped
 from finetune.errors import UserError
 from finetune.files import read_json
 from finetune.models import probe
-from finetune.snapshots import snapshot
+from finetune.models.base import layer_stack
+from finetune.snapshots import snapshot, tensor_file
 from finetune.training import schedule, snapshots, stopping
 from finetune.training.run_log import Log, RunLog
 from finetune.training.snapshots import Snapshots
+from finetune.training.stopping import Signals
 from finetune.training.trainer import ResponseTrainer, arguments
 from finetune.training.validations import Over, Validations
 
@@ -52,6 +58,8 @@ class TrainingResult:
     tokens: int
     """Tokens seen, padding left out."""
     memory: MemoryParts
+    weights: dict[str, torch.Tensor] | None
+    """What was trained, by name, whole, of a model in shards: in the first process, on the CPU. Else the model has it."""
 
 
 def train(
@@ -64,20 +72,25 @@ def train(
     seed: int,
     packed: bool,
     meter: Meter,
-    log: Log,
+    log: Log | None,
     unfinished: Path | None = None,
+    group: Group = Group(),  # noqa: B008  # frozen
+    shard: bool = False,
 ) -> TrainingResult:
     """Train `model` in place on `splits['train']`, validating now and then on `splits['validation']`.
 
+    Each process of `group` computes a share, of all the weights or, if the model is to `shard`, of a part of them.
     Snapshots go to the folder `unfinished`, and a run that has left one there goes on from it. Sequences go through the
-    model several at a time only if it can be `packed`. Raises UserError if the loss stops being a finite number, or if
-    training changed no weight; `endings.Ended` after a signal.
+    model several at a time only if it can be `packed`. Raises UserError if the loss stops being a finite number, if
+    training changed no weight, or if another process ends; `endings.Ended` after a signal.
     """
+    shard = shard and group.size > 1
     shortest = min(splits["train"]["input_ids"], key=len)
-    before = probe.outcome(model, shortest)
     with tempfile.TemporaryDirectory() as scratch, _without_input_casts(model):
         folder = unfinished or Path(scratch)
-        resumed = snapshot.newest(folder)
+        resumed = seen_by_all(snapshot.newest(folder) if group.is_first else None, group, Path(scratch))
+        passes, signals = wrapped(model, layer_stack(model), group, shard=shard), Signals(alone=group.size == 1)
+        before = probe.outcome(model, shortest, passes)
         points = schedule.validation_steps(settings, method, len(splits["train"]))
         trainer = ResponseTrainer(
             model,
@@ -85,24 +98,48 @@ def train(
             splits,
             args=arguments(settings, method, seed, scratch),
             tokens_per_micro_batch=settings.tokens_per_micro_batch if packed else 1,
-            run_log=RunLog(meter, log),
+            passes=passes,
+            group=group,
+            run_log=RunLog(meter, log or (lambda step, values: None)),
             validations=Validations(points, settings.keep, settings.patience),
-            snapshots=Snapshots(folder, resumed, snapshots.asked_seconds() if unfinished else math.inf),
+            snapshots=Snapshots(folder, resumed, group.from_first(_seconds(unfinished)), group, signals, shard=shard),
         )
         memory = _restore(trainer, resumed) if resumed else None
-        _make_steps(trainer, resumed)
+        _make_steps(trainer, resumed, signals)
+        if torch.equal(probe.outcome(model, shortest, passes), before):
+            raise UserError(
+                f"training changed nothing that the model answers: raise methods.<method>.learning_rate, which is "
+                f"{method.learning_rate:g}, or methods.<method>.epochs"
+            )
+        weights = _kept_weights(trainer, ended_before=memory is not None)
         if memory is None:
             memory = memory_parts(trainer.model, trainer.optimizer.optimizer, trainer.activations)
-            if trainer.validations.kept()[0] != trainer.state.global_step:
-                trainer.snapshots.load_best(trainer.model)
             if unfinished:
-                trainer.snapshots.write_result(trainer, memory)
-    if torch.equal(probe.outcome(model, shortest), before):
-        raise UserError(
-            f"training changed nothing that the model answers: raise methods.<method>.learning_rate, which is {method.learning_rate:g}, "
-            f"or methods.<method>.epochs"
-        )
-    return _result(trainer, memory)
+                trainer.snapshots.write_result(trainer, weights, memory)
+    return _result(trainer, memory, weights if shard else None)
+
+
+def _seconds(unfinished: Path | None) -> float | None:
+    """Between two snapshots."""
+    return snapshots.asked_seconds() if unfinished else math.inf
+
+
+def _kept_weights(trainer: ResponseTrainer, *, ended_before: bool) -> dict[str, torch.Tensor]:
+    """The trained weights that are kept, in the first process; a model that isn't in shards then holds them."""
+    best = not ended_before and trainer.validations.kept()[0] != trainer.state.global_step
+    weights = snapshots.trained(trainer.model)
+    sharded = any(local(weight) is not weight for weight in weights.values())
+    if not trainer.group.is_first:
+        if sharded and not best:
+            tensor_file.give(weights)
+        return {}
+    if not sharded:
+        if best:
+            snapshots.load_weights(trainer.model, trainer.snapshots.best())
+        return weights
+    if best:
+        return dict(tensor_file.read(trainer.snapshots.best()))
+    return {name: whole(weight.detach()).cpu() for name, weight in weights.items()}
 
 
 def _restore(trainer: ResponseTrainer, resumed: Path) -> MemoryParts | None:
@@ -110,22 +147,28 @@ def _restore(trainer: ResponseTrainer, resumed: Path) -> MemoryParts | None:
     facts = read_json(resumed / snapshots.RUN)
     state = TrainerState.load_from_json(str(resumed / TRAINER_STATE_NAME))
     print(f"going on after step {state.global_step} of {state.max_steps}, where this run was interrupted")
-    trainer.run_log.meter.resume(facts["meter"])
+    if trainer.group.is_first:  # whose memory and energy it was
+        trainer.run_log.meter.resume(facts["meter"])
     trainer.run_log.resume(facts["rows"], facts["tokens"], facts["seconds"])
     trainer.validations.resume(facts["validations"], facts["validation_due"])
     trainer.activations.tokens, trainer.activations.bytes = facts["activations"]
     return MemoryParts(**facts["memory"]) if "memory" in facts else None
 
 
-def _make_steps(trainer: ResponseTrainer, resumed: Path | None) -> None:
+def _make_steps(trainer: ResponseTrainer, resumed: Path | None, signals: Signals) -> None:
     """All steps of the run, or those after `resumed`."""
-    with stopping.at_next_pass(trainer.model):
+    with stopping.at_next_pass(trainer.model, signals):
         try:
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         except Over:
             pass
         except stopping.Stopped as signal:
             raise endings.Ended(signal.args[0], trainer.snapshots.write_before_end(trainer)) from None
+        except RuntimeError as error:
+            if not trainer.group.is_loss(error):
+                raise
+            kept = trainer.snapshots.write_after_loss(trainer)
+            raise UserError(f"{endings.LOST}{kept and f'; {kept}'}") from error
 
 
 def _without_input_casts(model: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -135,7 +178,7 @@ def _without_input_casts(model: nn.Module) -> contextlib.AbstractContextManager[
     return contextlib.nullcontext()
 
 
-def _result(trainer: ResponseTrainer, memory: MemoryParts) -> TrainingResult:
+def _result(trainer: ResponseTrainer, memory: MemoryParts, weights: dict[str, torch.Tensor] | None) -> TrainingResult:
     state: Any = trainer.state
     losses = [(entry["epoch"], entry["loss"]) for entry in state.log_history if "loss" in entry]
     last = [loss for epoch, loss in losses if epoch > losses[-1][0] - 1]
@@ -149,4 +192,5 @@ def _result(trainer: ResponseTrainer, memory: MemoryParts) -> TrainingResult:
         epochs=state.epoch,
         tokens=trainer.run_log.tokens,
         memory=memory,
+        weights=weights,
     )

@@ -14,10 +14,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer import TRAINER_STATE_NAME
 
 from finetune.costs.memory_parts import MemoryParts
+from finetune.distributed.shards import local, part, sharded
 from finetune.errors import UserError, quoted
 from finetune.files import read_json, write_json
 from finetune.snapshots import snapshot, tensor_file
 from finetune.training import random_state
+from finetune.training.stopping import Signals
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from finetune.costs.memory_parts import Activations
+    from finetune.distributed.group import Group
     from finetune.training.run_log import RunLog
     from finetune.training.validations import Validations
 
@@ -68,6 +71,7 @@ class Run(Protocol):
     lr_scheduler: LambdaLR
     model: PreTrainedModel | PeftModel
     optimizer: AcceleratedOptimizer
+    group: Group
     run_log: RunLog
     state: TrainerState
     validations: Validations
@@ -76,9 +80,15 @@ class Run(Protocol):
 class Snapshots(TrainerCallback):
     """Writes snapshots of a run into a folder, now and then, and where the trainer's control asks for one."""
 
-    def __init__(self, folder: Path, last: Path | None, seconds: float | None) -> None:
-        """One in so many `seconds`, None: as `SECONDS` and `SHARE` say; `last` is the one that the run goes on from."""
+    def __init__(
+        self, folder: Path, last: Path | None, seconds: float | None, group: Group, signals: Signals, *, shard: bool
+    ) -> None:
+        """One in so many `seconds`, None: as `SECONDS` and `SHARE` say; `last` is the one that the run goes on from.
+
+        The first process of `group` writes; the others hand it their parts if the model is in shards.
+        """
         self._folder, self._last, self._seconds = folder, last, seconds
+        self._group, self._signals, self._shard = group, signals, shard
         self._due = time.monotonic() + (SECONDS if seconds is None else seconds)
         self._first = True
         self._random: dict[str, Any] = read_json(last / RUN).get("random", {}) if last else {}
@@ -86,7 +96,11 @@ class Snapshots(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Now, because a snapshot may be asked for when the next step was given up in its midst.
         self._random = random_state.read()
-        if time.monotonic() >= self._due and not control.should_training_stop:
+        due = time.monotonic() >= self._due and not control.should_training_stop
+        ends, due = self._group.any(self._signals.heard is not None, due)
+        if ends:
+            self._signals.obey()
+        if due:
             control.should_save = True
 
     def write(self, run: Run) -> None:
@@ -99,7 +113,8 @@ class Snapshots(TrainerCallback):
         try:
             self._write(run)
         except UserError as error:
-            if run.validations.best_is(run.state.global_step):
+            # Of shards the others have handed over some, and wait for the rest to be taken.
+            if run.validations.best_is(run.state.global_step) or self._shard:
                 raise
             print(f"no snapshot after step {run.state.global_step}: {error}", file=sys.stderr)
         else:
@@ -115,21 +130,28 @@ class Snapshots(TrainerCallback):
         self._write(run)
         return f"step {step} of {steps} is kept, and the same command goes on from there"
 
-    def write_result(self, run: Run, memory: MemoryParts) -> None:
-        """Write the weights that are kept, which the model holds now, and what else the result of the run is made of."""
+    def write_after_loss(self, run: Run) -> str:
+        """As `write_before_end`, where another process has ended; of shards only the last snapshot is left."""
+        logged = run.run_log.rows[-1][0] if run.run_log.rows else 0
+        if not self._shard and self._group.is_first and logged == run.state.global_step:
+            return self.write_before_end(run)
+        return "the last snapshot is kept, and the same command goes on from there" if self._last else ""
+
+    def write_result(self, run: Run, weights: dict[str, torch.Tensor], memory: MemoryParts) -> None:
+        """Write the `weights` that are kept, and what else the result of the run is made of."""
         log = run.run_log
         facts = {"tokens": log.tokens, "seconds": log.seconds(), "memory": asdict(memory)}
         try:
             with snapshot.written(self._folder, run.state.global_step) as draft:
-                tensor_file.write(draft / WEIGHTS, trained(run.model))
+                tensor_file.write(draft / WEIGHTS, weights)
                 _write_facts(run, draft, facts)
         except UserError as error:  # the model itself is saved next
             print(f"no snapshot of the result: {error}", file=sys.stderr)
 
-    def load_best(self, model: nn.Module) -> None:
-        """Let `model` hold the best weights, which the last snapshot has."""
+    def best(self) -> Path:
+        """The file of the best weights, which the last snapshot has."""
         assert self._last is not None
-        load_weights(model, self._last / BEST)
+        return self._last / BEST
 
     def _tell(self, seconds: float) -> None:
         if self._first and self._last is not None:
@@ -140,6 +162,12 @@ class Snapshots(TrainerCallback):
     def _write(self, run: Run) -> None:
         step = run.state.global_step
         optimizer = run.optimizer.optimizer.state_dict()
+        weights, states = trained(run.model), _flat(optimizer["state"], run.optimizer.optimizer)
+        if not self._group.is_first:
+            if self._shard:
+                tensor_file.give(weights)
+                tensor_file.give(states)
+            return
         scaler = run.accelerator.scaler
         facts = {
             **run.run_log.at_step,
@@ -149,8 +177,8 @@ class Snapshots(TrainerCallback):
             "scaler": scaler.state_dict() if scaler else None,
         }
         with snapshot.written(self._folder, step) as draft:
-            tensor_file.write(draft / WEIGHTS, trained(run.model))
-            tensor_file.write(draft / OPTIMIZER, _flat(optimizer["state"]))
+            tensor_file.write(draft / WEIGHTS, weights)
+            tensor_file.write(draft / OPTIMIZER, states)
             if run.validations.best_is(step):
                 snapshot.link(draft / WEIGHTS, draft / BEST)
             elif self._last is not None and (self._last / BEST).exists():
@@ -176,17 +204,14 @@ def load_weights(model: nn.Module, file: Path) -> None:
     parameters = trained(model)
     with torch.no_grad():
         for name, weight in tensor_file.read(file):
-            parameters[name].copy_(weight)
+            local(parameters[name]).copy_(part(weight, parameters[name]))
 
 
-def optimizer_state(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state as its `state_dict` returned it."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensor_file.read(folder / OPTIMIZER):
-        index, key = name.split(".")
-        state.setdefault(int(index), {})[key] = tensor
-    return {"state": state, "param_groups": facts["param_groups"]}
-
-
-def _flat(state: dict[int, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {f"{index}.{key}": tensor for index, tensors in state.items() for key, tensor in tensors.items()}
+def _flat(state: dict[int, dict[str, torch.Tensor]], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """An optimizer's state by the number of the parameter and the name."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        f"{index}.{key}": sharded(tensor, parameters[index]) if tensor.dim() else tensor
+        for index, tensors in state.items()
+        for key, tensor in tensors.items()
+    }

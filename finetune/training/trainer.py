@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,12 +14,16 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 from finetune import params
 from finetune.costs.memory_parts import Activations
 from finetune.device import compute_dtype, device
+from finetune.distributed.group import Group
+from finetune.distributed.wrapped import Passes
 from finetune.files import read_json
 from finetune.kernels.adamw import SplitAdamW
-from finetune.kernels.loss import mean_loss, response_loss, sequence_losses
-from finetune.kernels.packing import Batch, longest_pass, micro_batches, pack
+from finetune.kernels.loss import mean_loss, response_loss
+from finetune.kernels.packing import Batch, longest_pass, pack
+from finetune.snapshots import tensor_file
 from finetune.training import random_state, snapshots
 from finetune.training.run_log import RunLog
+from finetune.training.shares import own_share, shared_losses
 from finetune.training.snapshots import Snapshots
 from finetune.training.validations import Validations
 
@@ -31,7 +36,7 @@ if TYPE_CHECKING:
 
 def arguments(settings: params.Train, method: params.MethodSettings, seed: int, folder: str) -> TrainingArguments:
     """What Trainer is to do; logs, validations and snapshots are callbacks' matter."""
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=folder,
         num_train_epochs=method.epochs,
         learning_rate=method.learning_rate,
@@ -55,6 +60,9 @@ def arguments(settings: params.Train, method: params.MethodSettings, seed: int, 
         remove_unused_columns=False,
         dataloader_pin_memory=device().type == "cuda",
     )
+    # With several GPUs in sight Trainer would copy the model to each at every pass; here a process has one.
+    made._n_gpu = min(1, made.n_gpu)
+    return made
 
 
 class ResponseTrainer(Trainer):
@@ -73,11 +81,14 @@ class ResponseTrainer(Trainer):
         *,
         args: TrainingArguments,
         tokens_per_micro_batch: int,
+        passes: Passes,
+        group: Group,
         run_log: RunLog,
         validations: Validations,
         snapshots: Snapshots,
     ) -> None:
-        """Of `splits` (input_ids, labels); at most `tokens_per_micro_batch` tokens go through the model at a time."""
+        """Of `splits` (input_ids, labels); at most `tokens_per_micro_batch` tokens go through the model at a time, by
+        `passes`, in each process of `group`."""
         super().__init__(
             model=model,
             args=args,
@@ -93,6 +104,8 @@ class ResponseTrainer(Trainer):
         # Makes Trainer count the labels of the accumulated batch, though it is we who divide by them, not the model.
         self.model_accepts_loss_kwargs = True
         self.run_log, self.validations, self.snapshots = run_log, validations, snapshots
+        self.passes, self.group = passes, group
+        random_state.set_apart(group.rank)
         validations.validate = self.evaluate
         self.activations = Activations(model)
         self._tokens_per_micro_batch = tokens_per_micro_batch
@@ -112,14 +125,17 @@ class ResponseTrainer(Trainer):
         self.run_log.count(inputs)
         total = torch.zeros((), device=self.args.device)
         # Trainer's own step passes a batch through the model whole; a part at a time holds less memory.
-        for part in micro_batches(inputs, self._tokens_per_micro_batch):
-            part = self._prepare_inputs(part)
-            with self.compute_loss_context_manager(), self.activations.watch(part["input_ids"].numel()):
-                # By the whole accumulated batch's targets: means of parts would favour the tokens of short parts.
-                loss = response_loss(cast("PreTrainedModel | PeftModel", model), part) / num_items_in_batch
-            self.accelerator.backward(loss)
+        parts = own_share(inputs, self._tokens_per_micro_batch, self.group)
+        for number, part in enumerate(parts, start=1):
+            is_steps_last = number == len(parts) and self.accelerator.sync_gradients
+            with nullcontext() if is_steps_last else self.passes.gradients_kept():
+                part = self._prepare_inputs(part)
+                with self.compute_loss_context_manager(), self.activations.watch(part["input_ids"].numel()):
+                    # By the whole accumulated batch's targets: means of parts would favour the tokens of short parts.
+                    loss = self.passes(response_loss, part) / num_items_in_batch
+                self.accelerator.backward(loss)
             total += loss.detach()
-        return total
+        return self.group.total(total)
 
     def evaluate(
         self,
@@ -130,7 +146,8 @@ class ResponseTrainer(Trainer):
         # Not training time, or the speed of training would depend on how much is held out.
         with self.run_log.paused():
             with self.accelerator.autocast():
-                losses = sequence_losses(self.model, self.eval_dataset, self._tokens_per_validation)
+                self.model.eval()
+                losses = shared_losses(self.passes, self.eval_dataset, self._tokens_per_validation, self.group)
                 loss = mean_loss(losses)
             self.model.train()
         self.log({f"{metric_key_prefix}_loss": loss})
@@ -148,7 +165,11 @@ class ResponseTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and (Path(checkpoint) / snapshots.OPTIMIZER).exists():  # a run at its end has none
             facts = read_json(Path(checkpoint) / snapshots.RUN)
-            self.optimizer.optimizer.load_state_dict(snapshots.optimizer_state(Path(checkpoint), facts))
+            optimizer = cast(SplitAdamW, self.optimizer.optimizer)
+            optimizer.load_state_dict({"state": {}, "param_groups": facts["param_groups"]})
+            for name, value in tensor_file.read(Path(checkpoint) / snapshots.OPTIMIZER):
+                index, key = name.split(".")
+                optimizer.take(int(index), key, value)
             self.lr_scheduler.load_state_dict(facts["scheduler"])
 
     def _load_scaler(self, checkpoint: str | None) -> None:
@@ -159,3 +180,4 @@ class ResponseTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             random_state.restore(read_json(Path(checkpoint) / snapshots.RUN)["random"])
+            random_state.set_apart(self.group.rank)
