@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune import cli, disk, params, places
+from finetune.distributed import launcher
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from finetune.distributed.group import Group
     from finetune.kernels.loss import SequenceLoss
 
 
@@ -28,11 +31,21 @@ def main() -> None:
     args = parser.parse_args()
     p = params.load()
     out = places.places(args.out_dir, places.PREDICTIONS)
-    answers_name, metrics_name = _names(args)
     disk.check_writable(out.folder, out.metrics)
+    if launcher.launched(p.launch):
+        return
 
+    from finetune.distributed.group import joined
+
+    with joined() as group:
+        _score(args, p, out, group)
+
+
+def _score(args: Namespace, p: params.Params, out: places.Places, group: Group) -> None:
+    """The part of this process, which writes if it is the first of `group`."""
     from finetune import device, files
     from finetune.data import prepared
+    from finetune.distributed.folders import for_all
     from finetune.evaluation import generation, portions, scoring
     from finetune.kernels.packing import TOKENS_PER_PASS
     from finetune.models import probe
@@ -70,23 +83,31 @@ def main() -> None:
     references = list(test["reference"])
     at_best = scoring.score(references, references, p.eval.tokenize)
 
+    answers_name, metrics_name = _names(args)
     metrics = out.metrics / f"{metrics_name}.json"
     settings = {"of": answers_name, "eval": vars(p.eval), "weights": list(map(fingerprint, folders))}
     run = identity(_stage(args), settings, [data, *chain.from_iterable(map(beside_weights, folders))])
-    with unfinished(_stage(args), run, metrics) as kept:
+    group.agree(run, "settings, data, model, code or versions")
+    with (
+        unfinished(_stage(args), run, metrics) if group.is_first else nullcontext() as own,
+        for_all(own, group) as kept,
+    ):
         with device.enough_memory(_ADVICE):
             probe.check_vocabulary(model, test["input_ids"][:], tokenizer.pad_token_id)
             packed = probe.can_be_packed(model, test["input_ids"][:])
-            losses = portions.losses(model, list(test), TOKENS_PER_PASS if packed else 1, kept)
+            losses = portions.losses(model, list(test), TOKENS_PER_PASS if packed else 1, kept, group)
             scoring.check_losses(test, losses)
             answers = portions.answers(
                 model,
                 tokenizer,
                 prompts,
                 kept,
+                group,
                 batch_size=p.eval.decode_batch_size,
                 max_new_tokens=p.eval.max_new_tokens,
             )
+        if not group.is_first:
+            return
         # Before the scores of the whole, so that answers which took hours are kept whatever comes after them.
         files.write_jsonl(out.folder / f"{answers_name}.jsonl", scoring.beside(test, answers, losses, p.eval.tokenize))
         report, facts = _figures(answers, references, losses, at_best, p.eval.tokenize)

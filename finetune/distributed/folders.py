@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from finetune.distributed.group import Group
 
 _BLOCK = 2**26
 """Bytes sent at a time."""
+
+
+@contextmanager
+def for_all(folder: Path | None, group: Group) -> Iterator[Path]:
+    """The first process's `folder`, to write into; where it can't be seen, on another machine, one for the time of the block."""
+    place = Path(group.from_first(str((folder or Path()).resolve())))
+    if place.is_dir():
+        yield place
+    else:
+        with TemporaryDirectory() as scratch:
+            yield Path(scratch)
 
 
 def seen_by_all(folder: Path | None, group: Group, scratch: Path) -> Path | None:

@@ -32,13 +32,13 @@ def is_worker() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
-def launched(launch: params.Launch) -> bool:
+def launched(launch: params.Launch, *, over_machines: bool = False) -> bool:
     """Run the command at hand as the processes that `launch` asks for; False if it is to run in this one alone.
 
-    Over several machines if MASTER_ADDR, MASTER_PORT, NNODES and NODE_RANK say so, as for torchrun: the command is then
+    Also `over_machines`, if MASTER_ADDR, MASTER_PORT, NNODES and NODE_RANK say so, as for torchrun: the command is then
     given on each. Raises UserError, or `endings.Ended` after a signal, that says which process ended why.
     """
-    nodes = _number("NNODES", 1)
+    nodes = _number("NNODES", 1) if over_machines else 1
     if is_worker() or launch.processes * nodes == 1:
         return False
     with TemporaryDirectory() as scratch:
@@ -87,7 +87,7 @@ def _start(processes: int, nodes: int, scratch: Path) -> list[_Worker]:
     }
     # On a CPU all would use all cores, and wait for each other in spinning.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    first = _number("NODE_RANK", 0) * processes
+    first = _number("NODE_RANK", 0) * processes if nodes > 1 else 0
     workers = []
     for local in range(processes):
         rank, sentence = first + local, scratch / f"{local}.txt"

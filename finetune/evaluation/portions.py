@@ -1,7 +1,7 @@
 """The test set in portions, each kept as it is done, so that a run that is killed goes on after the last of them.
 
 What else a pass holds can change an answer's rounding, and so, in near-ties, the answer. So each portion goes through
-the model by itself, whether the run was interrupted or not, and is kept whole or not at all.
+the model by itself, whether the run was interrupted or not, and is kept whole or not at all. Several processes share them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune import endings, files
+from finetune.distributed.group import Group, dealt
 from finetune.evaluation import generation
 from finetune.kernels.loss import SequenceLoss, sequence_losses
 
@@ -29,13 +30,15 @@ BATCHES = 2
 """Of a portion of answers at least: at its end most slots are free while the last ones are made."""
 
 
-def losses(model: PreTrainedModel | PeftModel, rows: list[dict], tokens: int, kept: Path) -> list[SequenceLoss]:
+def losses(
+    model: PreTrainedModel | PeftModel, rows: list[dict], tokens: int, kept: Path, group: Group
+) -> list[SequenceLoss]:
     """`sequence_losses` of each portion of `rows`; those that the folder `kept` holds are read instead."""
 
     def make(part: slice) -> list[dict]:
         return [asdict(loss) for loss in sequence_losses(model, rows[part], tokens)]
 
-    return [SequenceLoss(**row) for row in _each_kept("losses", _portions(len(rows), SEQUENCES), make, kept)]
+    return [SequenceLoss(**row) for row in _each_kept("losses", _portions(len(rows), SEQUENCES), make, kept, group)]
 
 
 def answers(
@@ -43,6 +46,7 @@ def answers(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     kept: Path,
+    group: Group,
     *,
     batch_size: int,
     max_new_tokens: int,
@@ -66,37 +70,48 @@ def answers(
 
     # As many portions as each has batches, in a large test set: both what an end costs and what a kill does become less.
     batches = max(BATCHES, isqrt(count // batch_size))
-    portions = _portions(count, batches * batch_size)
-    return [row["answer"] for row in _each_kept("answers", portions, make, kept)]
+    portions = _portions(count, batches * batch_size, at_least=min(group.size, count))
+    return [row["answer"] for row in _each_kept("answers", portions, make, kept, group)]
 
 
-def _portions(count: int, size: int) -> list[slice]:
-    """`count` in portions of `size` or somewhat more, as like as can be, in their order; one, if it is less."""
-    number = max(1, count // size)
+def _portions(count: int, size: int, at_least: int = 1) -> list[slice]:
+    """`count` in portions of `size` or somewhat more, as like as can be, in their order; of less, if they are to be
+    `at_least` so many."""
+    number = max(at_least, count // size)
     bounds = [count * part // number for part in range(number + 1)]
     return [slice(*pair) for pair in pairwise(bounds)]
 
 
-def _each_kept(what: str, portions: list[slice], make: Callable[[slice], list[dict]], kept: Path) -> list[dict]:
+def _each_kept(
+    what: str, portions: list[slice], make: Callable[[slice], list[dict]], kept: Path, group: Group
+) -> list[dict]:
     """The rows of all portions: of each those in its file in `kept`, or what `make` makes of it, which is put there.
 
-    A signal that ends the process says how many there are.
+    Each process of `group` makes those that are dealt to it, and gets all. A signal that ends the process says how many
+    there are.
     """
     paths = {part.start: kept / f"{what}-{part.start}.jsonl" for part in portions}
     done = {part.start: rows for part in portions if (rows := _read(paths[part.start], part)) is not None}
     total = portions[-1].stop
     if done:
         print(f"{_count(done)} of {total} {what} are there already", flush=True)
+    missing = [part for part in portions if part.start not in done]
+    # By the first, in case another sees a portion that was finished in the meantime.
+    own = group.from_first(dealt([part.stop - part.start for part in missing], group.size))[group.rank]
+    starts = group.from_first([part.start for part in missing])
+    by_start = {part.start: part for part in portions}
+    made: dict[int, list[dict]] = {}
     try:
-        for part in portions:
-            if part.start not in done:
-                rows = make(part)
-                files.write_jsonl(paths[part.start], rows)
-                done[part.start] = rows
+        for part in (by_start[starts[place]] for place in own):
+            made[part.start] = make(part)
+            files.write_jsonl(paths[part.start], made[part.start])
     except (KeyboardInterrupt, endings.Ended) as ended:
         number = getattr(ended, "number", signal.SIGINT)
-        there = f"{_count(done)} of {total} {what} are kept, and the same command goes on from there"
+        written = {part.start: rows for part in portions if (rows := _read(paths[part.start], part)) is not None}
+        there = f"{_count(written)} of {total} {what} are kept, and the same command goes on from there"
         raise endings.Ended(number, there) from None
+    for one in group.gathered(made):
+        done |= one
     return [row for part in portions for row in done[part.start]]
 
 
