@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import psutil
 import torch
 from torch import distributed
 
@@ -112,6 +114,7 @@ def joined() -> Iterator[Group]:
         return
     _end_with_launcher()
     _take_gpu(int(os.environ.get("LOCAL_RANK", 0)))
+    _take_interface(os.environ.get("MASTER_ADDR", "127.0.0.1"))
     distributed.init_process_group("cuda:nccl,cpu:gloo" if device().type == "cuda" else "gloo", timeout=TIMEOUT)
     for name in _SEEN_BY_ACCELERATE:
         os.environ.pop(name, None)
@@ -128,6 +131,20 @@ def _end_with_launcher() -> None:
     if sys.platform == "linux" and "FINETUNE_LAUNCHER" in os.environ:
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def _take_interface(address: str) -> None:
+    """Talk to the others by the way that leads to the first of them; a machine's own name often leads to itself alone."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # nothing is sent
+            probe.connect((address, 1))
+            own = probe.getsockname()[0]
+    except OSError as error:
+        raise UserError(f"MASTER_ADDR: {address} can't be reached from here ({error.strerror})") from None
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address == own for one in addresses):
+            for library in ("GLOO", "NCCL"):
+                os.environ.setdefault(f"{library}_SOCKET_IFNAME", name)
 
 
 def _take_gpu(number: int) -> None:
