@@ -101,8 +101,9 @@ def parser(
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise UserError if `folder` holds something that isn't an earlier output (which has its facts)."""
+    """Raise UserError if `folder` holds something that isn't an earlier output (which has its facts), nor the curves of a
+    run that was interrupted."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; give a folder as --out_dir")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / places.FACTS).exists():
+    if folder.is_dir() and {path.name for path in folder.iterdir()} - {places.PLOTS.name} and not (folder / places.FACTS).exists():
         raise UserError(f"{folder}: holds other files, which would be lost; give a new or empty folder as --out_dir")

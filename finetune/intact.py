@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from finetune.errors import UserError
 from finetune.files import read_yaml
 
@@ -30,7 +32,7 @@ def check_inputs() -> None:
     pipeline, lock = Path("dvc.yaml"), Path("dvc.lock")
     if not stage or not pipeline.exists() or not lock.exists():
         return
-    made = outputs(read_yaml(lock))
+    made = outputs(parse_lock(lock.read_text(encoding="utf-8"), "workspace"))
     for path in sorted(_inputs(read_yaml(pipeline)["stages"], stage) & set(made)):
         found = differing(Path(path), made[path])
         if found:
@@ -39,6 +41,22 @@ def check_inputs() -> None:
                 f"{', '.join(map(str, found))}: not what dvc.lock says (damaged, or edited since); run DVC again: it brings "
                 f"back what its cache has whole, and makes the rest anew"
             )
+
+
+def parse_lock(text: str, name: str) -> dict:
+    """What dvc.lock of run `name` says.
+
+    Raises UserError if it isn't whole: DVC writes it in place, so a kill or a full disk in that moment cuts it short.
+    """
+    try:
+        lock = yaml.safe_load(text)
+        hashes(lock, "deps"), hashes(lock, "outs")
+    except (yaml.YAMLError, LookupError, TypeError, AttributeError):
+        raise UserError(
+            f"{name}: its dvc.lock is cut short or damaged; bring the committed one back (`git checkout dvc.lock`), "
+            f"then run `dvc repro`"
+        ) from None
+    return lock
 
 
 def outputs(lock: dict) -> dict[str, str]:

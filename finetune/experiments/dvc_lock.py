@@ -1,26 +1,8 @@
 """dvc.lock: what the results that lie together were made of."""
 
-import yaml
-
 from finetune.errors import UserError
-from finetune.intact import hashes, outputs
+from finetune.intact import outputs
 from finetune.places import PREPARED, TUNED
-
-
-def parse(text: str, name: str) -> dict:
-    """What dvc.lock of run `name` says.
-
-    Raises UserError if it isn't whole: DVC writes it in place, so a kill or a full disk in that moment cuts it short.
-    """
-    try:
-        lock = yaml.safe_load(text)
-        hashes(lock, "deps"), hashes(lock, "outs")
-    except (yaml.YAMLError, LookupError, TypeError, AttributeError):
-        raise UserError(
-            f"{name}: its dvc.lock is cut short or damaged; bring the committed one back (`git checkout dvc.lock`), "
-            f"then run `dvc repro`"
-        ) from None
-    return lock
 
 
 def output_hash(lock: dict, path: str) -> str:

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 import torch
 from peft import PeftModel
 from safetensors.torch import save_file
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune import disk
@@ -41,7 +42,7 @@ def check_can_be_saved(
         raise UserError(f"{folder}: can't be written ({error.strerror}); give another folder as --out_dir") from None
     except Exception as error:  # of a config or tokenizer of somebody else's
         raise UserError(f"{folder}: the model couldn't be saved when trained: {first_line(error)}") from None
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in _weights(model).values())
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in trained(model).values())
     disk.check_writable(folder, free_gb=needed / 1e9)
 
 
@@ -76,7 +77,7 @@ def save(
                 model.to(torch.bfloat16).save_pretrained(draft)  # type: ignore[arg-type]  # transformers' `wraps`
             _write_beside_weights(model, tokenizer, facts, base_source, draft)
     except Exception as error:  # hours of training are in those weights
-        rescued = _rescue(weights or _weights(model), folder)
+        rescued = _rescue(weights or trained(model), folder)
         where = (
             f"the trained weights are in {rescued}" if rescued else "no other place takes the trained weights either"
         )
@@ -102,8 +103,8 @@ def _write_beside_weights(
     write_text(draft / "README.md", _model_card(facts, base_source))
 
 
-def _weights(model: PreTrainedModel | PeftModel) -> dict[str, torch.Tensor]:
-    """What was trained: an adapter's weights, or all of the model's, each once."""
+def trained(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes, by name: an adapter's weights, or all of the model's, each once."""
     return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
 
 

@@ -28,7 +28,7 @@ def in_git(repo: Any, file: str) -> str:
 
 def lock(repo: Any, commit: str, name: str) -> dict:
     """dvc.lock as it is in `commit`. Raises UserError, about `name`, if it isn't there, or isn't whole."""
-    return dvc_lock.parse(read(repo, commit, "dvc.lock", name), name)
+    return intact.parse_lock(read(repo, commit, "dvc.lock", name), name)
 
 
 def output(repo: Any, commit: str, locked: dict, path: Path, name: str, anew: bool = False) -> Path:

@@ -14,7 +14,6 @@ from typing import Any
 
 from finetune import intact
 from finetune.errors import UserError
-from finetune.files import read_yaml
 
 _OBJECT = re.compile(r"[0-9a-f]{32}(\.dir)?")
 """The name of an object. What lies beside them is left of uploads that were cut."""
@@ -43,7 +42,7 @@ def verify(remote: str | None = None, with_remote: bool = False) -> list[Place]:
     """
     with _repository() as repo:
         lock = Path("dvc.lock")
-        made = intact.outputs(read_yaml(lock)) if lock.exists() else {}
+        made = intact.outputs(intact.parse_lock(lock.read_text(encoding="utf-8"), "workspace")) if lock.exists() else {}
         cache = repo.cache.local
         objects = {md5: md5 for md5 in cache.all() if _OBJECT.fullmatch(md5)}
         names = _names(cache, made)

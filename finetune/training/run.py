@@ -28,6 +28,7 @@ from finetune.errors import UserError
 from finetune.files import read_json
 from finetune.models import probe
 from finetune.models.base import layer_stack
+from finetune.models.saved import trained
 from finetune.snapshots import snapshot, tensor_file
 from finetune.training import schedule, snapshots, stopping
 from finetune.training.run_log import Log, RunLog
@@ -127,7 +128,7 @@ def _seconds(unfinished: Path | None) -> float | None:
 def _kept_weights(trainer: ResponseTrainer, *, ended_before: bool) -> dict[str, torch.Tensor]:
     """The trained weights that are kept, in the first process; a model that isn't in shards then holds them."""
     best = not ended_before and trainer.validations.kept()[0] != trainer.state.global_step
-    weights = snapshots.trained(trainer.model)
+    weights = trained(trainer.model)
     sharded = any(local(weight) is not weight for weight in weights.values())
     if not trainer.group.is_first:
         if sharded and not best:
@@ -139,7 +140,7 @@ def _kept_weights(trainer: ResponseTrainer, *, ended_before: bool) -> dict[str, 
         return weights
     if best:
         return dict(tensor_file.read(trainer.snapshots.best()))
-    return {name: whole(weight.detach()).cpu() for name, weight in weights.items()}
+    return {name: whole(weight).cpu() for name, weight in weights.items()}
 
 
 def _restore(trainer: ResponseTrainer, resumed: Path) -> MemoryParts | None:

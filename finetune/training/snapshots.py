@@ -17,6 +17,7 @@ from finetune.costs.memory_parts import MemoryParts
 from finetune.distributed.shards import local, part, sharded
 from finetune.errors import UserError, quoted
 from finetune.files import read_json, write_json
+from finetune.models.saved import trained
 from finetune.snapshots import snapshot, tensor_file
 from finetune.training import random_state
 from finetune.training.stopping import Signals
@@ -56,11 +57,6 @@ def asked_seconds() -> float | None:
     if not seconds >= 0:  # nor is "nan"
         raise UserError(f"{_VARIABLE}: must be a number of seconds, 0 or more, got {quoted(text)}")
     return seconds
-
-
-def trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What training changes, by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 class Run(Protocol):

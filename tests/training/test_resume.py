@@ -114,7 +114,7 @@ def test_a_killed_run_ends_with_the_bytes_of_one_that_never_was(ready, every_ste
         (len(updates) * 2 // 16 + 3, adamw.SplitAdamW, "_update", None),  # in the third optimizer step
         (6, snapshots.Snapshots, "on_step_end", 2),  # at the end of the eighth, the last of an epoch
         (2, snapshot, "_flush", 7),  # while the snapshot of the eighth is written
-        (1, trainer, "sequence_losses", 7),  # before the validation after the eighth
+        (1, trainer, "shared_losses", 7),  # before the validation after the eighth
         (5, snapshots.Snapshots, "on_step_end", 7),  # in the second epoch
         (2, saved, "_write_beside_weights", 11),  # while the model is saved
     ):
@@ -147,6 +147,16 @@ def test_a_signal_to_a_real_process_loses_nothing(ready, number):
     again = subprocess.run(ready.command("qlora"), capture_output=True, text=True)
     assert re.search(r"going on after step \d+ of 16", again.stdout), again.stderr
     assert ready.outcome() == expected
+
+
+def test_a_run_into_a_folder_of_its_own_goes_on(ready, every_step, monkeypatch, capsys):
+    arguments = [*ready.arguments("lora"), "--out_dir", "own"]
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        interrupt(patched, 5, snapshots.Snapshots, "on_step_end")
+        stage("train", *arguments)
+    assert (ready.folder / "own/plots").exists()
+    stage("train", *arguments)
+    assert went_on_after(capsys) == 4
 
 
 def test_running_out_of_memory_keeps_the_steps_made(ready, every_step, monkeypatch, capsys):
