@@ -105,5 +105,9 @@ def check_replaceable(folder: Path) -> None:
     run that was interrupted."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; give a folder as --out_dir")
-    if folder.is_dir() and {path.name for path in folder.iterdir()} - {places.PLOTS.name} and not (folder / places.FACTS).exists():
+    if (
+        folder.is_dir()
+        and {path.name for path in folder.iterdir()} - {places.PLOTS.name}
+        and not (folder / places.FACTS).exists()
+    ):
         raise UserError(f"{folder}: holds other files, which would be lost; give a new or empty folder as --out_dir")

@@ -32,7 +32,7 @@ def main() -> None:
     p = params.load()
     out = places.places(args.out_dir, places.PREDICTIONS)
     disk.check_writable(out.folder, out.metrics)
-    if launcher.launched(p.launch):
+    if launcher.launched(p.launch.processes):
         return
 
     from finetune.distributed.group import joined

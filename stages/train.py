@@ -23,7 +23,7 @@ def main() -> None:
     p = params.load({"method": args.method})
     out = places.places(args.out_dir, places.TUNED)
     cli.check_replaceable(out.folder)
-    if launcher.launched(p.launch, over_machines=True):
+    if launcher.launched(p.launch.processes, over_machines=True):
         return
 
     from finetune.distributed.group import joined

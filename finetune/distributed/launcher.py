@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import finetune
-from finetune import endings, params, places
+from finetune import endings, places
 from finetune.errors import UserError
 
 _POLL = 0.1
@@ -32,17 +32,17 @@ def is_worker() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
-def launched(launch: params.Launch, *, over_machines: bool = False) -> bool:
-    """Run the command at hand as the processes that `launch` asks for; False if it is to run in this one alone.
+def launched(processes: int, *, over_machines: bool = False) -> bool:
+    """Run the command at hand as so many `processes`; False if it is to run in this one alone.
 
     Also `over_machines`, if MASTER_ADDR, MASTER_PORT, NNODES and NODE_RANK say so, as for torchrun: the command is then
     given on each. Raises UserError, or `endings.Ended` after a signal, that says which process ended why.
     """
     nodes = _number("NNODES", 1) if over_machines else 1
-    if is_worker() or launch.processes * nodes == 1:
+    if is_worker() or processes * nodes == 1:
         return False
     with TemporaryDirectory() as scratch:
-        workers = _start(launch.processes, nodes, Path(scratch))
+        workers = _start(processes, nodes, Path(scratch))
         try:
             while None in (codes := [worker.process.poll() for worker in workers]) and not any(codes):
                 time.sleep(_POLL)
