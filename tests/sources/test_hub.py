@@ -6,14 +6,14 @@ import re
 import shutil
 import sys
 
-import distilgpt2
 import hub
+import hub_files
 import pytest
 import yaml
 from helpers import ROOT, command, drafts_in, files_in, stage
 
-MODEL, PINNED = distilgpt2.repository("distilgpt2")
-DATA, PINNED_DATA = distilgpt2.repository("alpaca")
+MODEL, PINNED = hub_files.repository("distilgpt2")
+DATA, PINNED_DATA = hub_files.repository("alpaca")
 WEIGHTS = "model.safetensors"
 
 

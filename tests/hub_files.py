@@ -168,7 +168,7 @@ def make_alpaca(folder: Path, records: int = 52_002) -> Path:
 
     fetch("data", "alpaca-demo", folder / "demo")
     demo = read_json(folder / "demo/alpaca_en_demo.json")
-    rows = [_numbered(demo[number % len(demo)], number) for number in range(records)]  # type: ignore[index]
+    rows = [_numbered(demo[number % len(demo)], number) for number in range(records)]
     (folder / "data").mkdir()
     pandas.DataFrame(rows).to_parquet(folder / "data/train-00000-of-00001-a09b74b3ef9c3b56.parquet")
     for path in (folder / "demo").iterdir():
