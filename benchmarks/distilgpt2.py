@@ -97,8 +97,10 @@ def markdown(results: dict) -> str:
     lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
     for key in SHOWN:
         measured = [COSTS[key].text(results["costs"][name][key]) for name in RACE]
-        claimed = [f"≈ {COSTS[key].text(CLAIMS[name][key])}" if key in CLAIMS[name] else "-" for name in CLAIMS]
+        claimed = [f"≈ {CLAIMS[name][key]:,g}" if key in CLAIMS[name] else "-" for name in CLAIMS]
         lines.append(f"| {' | '.join([COSTS[key].heading, *measured, *claimed])} |")
+    held = [f"{results['train_records']:,}"] * len(RACE) + ["800 or fewer"] * len(CLAIMS)
+    lines.append(f"| Records in an epoch | {' | '.join(held)} |")
     lines.append(f"| On | {' | '.join([results['hardware']] * len(RACE) + ['RTX 3060, 8 GB'] * len(CLAIMS))} |")
     before = ", ".join(f"{name} {seconds:.0f}" for name, seconds in results["seconds"].items())
     return (

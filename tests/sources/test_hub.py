@@ -10,7 +10,9 @@ import hub
 import hub_files
 import pytest
 import yaml
-from helpers import ROOT, command, drafts_in, files_in, stage
+from helpers import ROOT, command, drafts_in, files_in, refusal, stage, write_params
+
+from finetune.models import tokenizer as tokenizers
 
 MODEL, PINNED = hub_files.repository("distilgpt2")
 DATA, PINNED_DATA = hub_files.repository("alpaca")
@@ -190,3 +192,15 @@ def test_a_disk_that_is_too_small_is_told_before_anything_comes(refused, served)
     message = refused("model", "--model_name", "distilgpt2")
     assert "are free on its disk, and about 1000000.00 GB are needed" in message
     assert not asked_for(served, WEIGHTS)
+
+
+def test_distilgpt2s_own_tokenizer_and_its_1024_positions(fetch, served, workspace, tmp_path):
+    """Its real files, but for the weights, which nobody needs before training."""
+    served.repositories[MODEL][PINNED] = hub_files.make_model(tmp_path / "real", weights=False)
+    assert fetch("model", "--model_name", "distilgpt2").returncode == 0
+    tokenizer = tokenizers.load(workspace / "models/base")
+    assert tokenizer("Hello world")["input_ids"] == [15496, 995] and tokenizer.eos_token_id == 50256
+    write_params(workspace, data={"max_length": 1024})
+    stage("prepare")
+    write_params(workspace, data={"max_length": 1025})
+    assert "1024" in refusal("prepare")
