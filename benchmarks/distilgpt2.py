@@ -28,7 +28,16 @@ from finetune.methods import METHODS
 RACE = ("qlora", "lora", "full")
 CLAIMS = {"qlora": {"peak_device_gb": 2, "epoch_seconds": 600}, "full": {"peak_device_gb": 6, "epoch_seconds": 1620}}
 """The seed's README: of 800 Alpaca records, on an RTX 3060 with 8 GB, full fine-tuning in FP16."""
-SHOWN = ("peak_device_gb", "peak_process_gb", "epoch_seconds", "tokens_per_second", "size_gb", "trained_parameters")
+_PARTS = {key: f"of which {part.heading}" for key, part in MEMORY_PARTS.items()}
+SHOWN = (
+    "peak_device_gb",
+    *MEMORY_PARTS,
+    "peak_process_gb",
+    "epoch_seconds",
+    "tokens_per_second",
+    "size_gb",
+    "trained_parameters",
+)
 
 
 def main() -> None:
@@ -87,7 +96,7 @@ def _runs(scratch: Path, records: int) -> dict:
 def costs_of(metrics: Path) -> dict[str, float]:
     """What training cost, out of its metrics."""
     told = files.read_json(metrics / "train.json") | files.read_json(metrics / "train.facts.json")
-    return {key: told[key] for key in (*SHOWN, *MEMORY_PARTS) if key in told}
+    return {key: told[key] for key in SHOWN}
 
 
 def markdown(results: dict) -> str:
@@ -98,7 +107,7 @@ def markdown(results: dict) -> str:
     for key in SHOWN:
         measured = [COSTS[key].text(results["costs"][name][key]) for name in RACE]
         claimed = [f"≈ {CLAIMS[name][key]:,g}" if key in CLAIMS[name] else "-" for name in CLAIMS]
-        lines.append(f"| {' | '.join([COSTS[key].heading, *measured, *claimed])} |")
+        lines.append(f"| {' | '.join([_PARTS.get(key, COSTS[key].heading), *measured, *claimed])} |")
     held = [f"{results['train_records']:,}"] * len(RACE) + ["800 or fewer"] * len(CLAIMS)
     lines.append(f"| Records in an epoch | {' | '.join(held)} |")
     lines.append(f"| On | {' | '.join([results['hardware']] * len(RACE) + ['RTX 3060, 8 GB'] * len(CLAIMS))} |")

@@ -48,6 +48,8 @@ class Hub:
     """Files that come with a byte turned over."""
     claimed: dict[str, int] = field(default_factory=dict)
     """Sizes that files are said to have."""
+    also_listed: list[dict] = field(default_factory=list)
+    """Files that are said to be there."""
 
     def found(self, repository: str, revision: str) -> tuple[str, Path] | None:
         """The commit that `revision` stands for, and its folder."""
@@ -123,8 +125,9 @@ class _Handler(BaseHTTPRequestHandler):
             tree = [{"type": "file", "path": name, **_described(folder / name, "oid", "oid")} for name in names]
             return self._send(200, json.dumps(tree).encode(), {"Content-Type": "application/json"})
         siblings = [{"rfilename": name} | _described(folder / name, "blobId", "sha256") for name in names]
+        siblings += self.hub.also_listed
         for sibling in siblings:
-            sibling["size"] = self.hub.claimed.get(str(sibling["rfilename"]), sibling["size"])
+            sibling["size"] = self.hub.claimed.get(str(sibling["rfilename"]), sibling.get("size", 1))
         told = {"id": repository.partition("/")[2], "sha": commit, "siblings": siblings}
         return self._send(200, json.dumps(told).encode(), {"Content-Type": "application/json"})
 

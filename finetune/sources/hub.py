@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol, cast
 
 from huggingface_hub import constants
 
 from finetune import disk, network
-from finetune.errors import UserError
+from finetune.errors import UserError, quoted
 from finetune.files import copy_into, sha256
 from finetune.sources import contents, hub_cache, hub_download
 from finetune.sources.catalogue import HubRepo
@@ -83,6 +83,7 @@ def _download(kind: str, source: HubRepo, folder: Path) -> HubRepo:
     )
     listed = {item.rfilename: item for item in info.siblings}
     names = contents.useful_files(kind, list(listed))
+    _check_names(kind, source.repo_id, names)
     if kind == "model":
         _check_safetensors(source.repo_id, list(listed))
     if names:  # none: what is missing is said by who knows what is needed
@@ -99,6 +100,16 @@ def _download(kind: str, source: HubRepo, folder: Path) -> HubRepo:
         hub_cache.note_commit(kind, source, info.sha)
         copy_into(folder, [cached / name for name in names], cached)
     return HubRepo(source.repo_id, info.sha, source.licence)
+
+
+def _check_names(kind: str, repo_id: str, names: list[str]) -> None:
+    """Raise UserError if one of them is no path within a folder: the Hub isn't trusted with others."""
+    for name in names:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name:
+            raise UserError(
+                f"{kind}.source: {repo_id} names a file {quoted(name)}, which leads out of its folder; choose another"
+            )
 
 
 def _check_safetensors(repo_id: str, names: list[str]) -> None:

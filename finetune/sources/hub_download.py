@@ -1,21 +1,19 @@
 """Downloads from the Hugging Face Hub that outlast a bad line: what the Hub refuses for a moment is asked for again, and a
 large file that was cut goes on from there, in this run or in the next.
 
-huggingface_hub takes up a cut file within one process only. So large files are put into its cache from here; it finds
-them there.
+huggingface_hub takes up a cut file within one process only, and not at all over Xet. So large files are put into its cache
+from here, over plain HTTP; it finds them there.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from huggingface_hub import hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import WeakFileLock, build_hf_headers
+from huggingface_hub import constants
 
 from finetune.sources import hub_cache
 
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
 _WAITS = (1, 4, 16)
 """Seconds before each further try, where the Hub names no time of its own."""
 _LONGEST_WAIT = 60
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Answer = TypeVar("Answer")
 
@@ -34,6 +33,8 @@ def patiently(ask: Callable[[], Answer]) -> Answer:
 
     Raises what `ask` raises, of these errors the last.
     """
+    from huggingface_hub.errors import HfHubHTTPError
+
     for wait in _WAITS:
         try:
             return ask()
@@ -63,15 +64,22 @@ def blob(kind: str, repo_id: str, digest: str) -> Path:
 
 
 def bring(kind: str, repo_id: str, commit: str, files: Iterable[RepoSibling]) -> None:
-    """Put those of `files` into the cache that the Hub keeps apart from Git: the large ones, known by their SHA-256."""
+    """Put those of `files` into the cache that the Hub keeps apart from Git: the large ones, known by their SHA-256. Those
+    that it sends over Xet alone are left to huggingface_hub."""
+    from huggingface_hub import hf_hub_url
+
     for file in files:
-        if file.lfs is not None:
+        # The Hub isn't trusted: what it calls a hash becomes a file's name.
+        if file.lfs and _SHA256.fullmatch(file.lfs.sha256) and file.lfs.size <= constants.MAX_HTTP_DOWNLOAD_SIZE:
             target = blob(kind, repo_id, file.lfs.sha256)
             url = hf_hub_url(repo_id, file.rfilename, repo_type=hub_cache.repo_type(kind), revision=commit)
             _bring(url, file.rfilename, file.lfs.size, target)
 
 
 def _bring(url: str, name: str, size: int, target: Path) -> None:
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
     part = target.with_name(f"{target.name}.incomplete")
     lock = target.parents[2] / ".locks" / target.parents[1].name / f"{target.name}.lock"  # huggingface_hub's own
     for folder in (target.parent, lock.parent):
