@@ -29,9 +29,8 @@ def main() -> None:
     from finetune import device
 
     with tempfile.TemporaryDirectory() as folder:
-        clone = Path(folder) / "clone"
-        subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
-        seconds = stage_seconds(clone)
+        clone = clone_of_last_commit(Path(folder) / "clone")
+        seconds = stage_seconds(clone, "repro")
         facts = files.read_json(clone / places.METRICS / "data.json")
     results = {
         "seconds": seconds,
@@ -44,13 +43,21 @@ def main() -> None:
     print(markdown(results))
 
 
-def stage_seconds(clone: Path) -> dict[str, float]:
-    """Seconds of each stage of `dvc repro` in `clone`. Raises UserError if one fails."""
+def clone_of_last_commit(folder: Path) -> Path:
+    """A clone of this repository in the new folder `folder`."""
+    subprocess.run(["git", "clone", "--quiet", ROOT, folder], check=True)
+    return folder
+
+
+def stage_seconds(clone: Path, *words: str, **variables: str) -> dict[str, float]:
+    """Seconds of each stage that `dvc words` runs in `clone`, with `variables` in its environment. Raises UserError if
+    one fails."""
     seconds: dict[str, float] = {}
     running, started = "dvc", time.perf_counter()  # before the first stage DVC reads its files
     # Stages call `python`: this one, with the clone's own code, which comes before an installed package's.
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    command = [sys.executable, "-m", "dvc", "repro"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path} | variables
+    command = [sys.executable, "-m", "dvc", *words]
     with subprocess.Popen(
         command, cwd=clone, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
@@ -63,7 +70,7 @@ def stage_seconds(clone: Path) -> dict[str, float]:
                 seconds[running] = now - started
                 running, started = stage[1], now
     if process.returncode:
-        raise UserError(f"dvc repro failed in stage {running}; its complaint stands above")
+        raise UserError(f"dvc {words[0]} failed in stage {running}; its complaint stands above")
     seconds[running] = time.perf_counter() - started
     return {name: round(value, 1) for name, value in seconds.items()}
 

@@ -48,11 +48,15 @@ def check_writable(*places: Path, free_gb: float = 0.01) -> None:
         _check(place, free_gb)
     cache = dvc_cache.folder()
     if cache is not None:
-        shared = any(_existing(place).stat().st_dev == _existing(cache).stat().st_dev for place in places)
         try:
-            _check(cache, 2 * free_gb if shared else free_gb)
+            _check(cache, 2 * free_gb if any(shared(place, cache) for place in places) else free_gb)
         except UserError as error:
             raise UserError(f"DVC's cache, {error} (`dvc cache dir --local FOLDER`)") from None
+
+
+def shared(place: Path, other: Path) -> bool:
+    """Whether two places, which need not exist yet, lie on the same disk."""
+    return _existing(place).stat().st_dev == _existing(other).stat().st_dev
 
 
 def _check(place: Path, free_gb: float) -> None:
@@ -63,7 +67,7 @@ def _check(place: Path, free_gb: float) -> None:
     free = shutil.disk_usage(_existing(place)).free / 1e9
     if free < free_gb:
         raise UserError(
-            f"{place}: {free:.2f} GB are free on its disk, and about {free_gb:.2f} GB are needed; "
+            f"{_short(place)}: {free:.2f} GB are free on its disk, and about {free_gb:.2f} GB are needed; "
             f"free some space, or write to another disk"
         )
 

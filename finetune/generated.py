@@ -19,6 +19,7 @@ TABLES = {
     "summary": Table(Path("README.md"), "make compare"),
     "comparison": Table(Path("docs/results.md"), "make compare"),
     "sweep": Table(Path("docs/results.md"), "make sweep"),
+    "distilgpt2": Table(Path("docs/results.md"), "python benchmarks/distilgpt2.py"),
     "errors": Table(Path("docs/errors.md"), "python -m tests.write_errors"),
     "targets": Table(Path("benchmarks/README.md"), "python benchmarks/targets.py"),
     "cost": Table(Path("benchmarks/README.md"), "make benchmark"),

@@ -98,7 +98,9 @@ def test_the_documented_sweep_is_the_committed_one():
     assert generated.read("sweep", ROOT) == sweep.markdown(results("sweep")), "run `make sweep`"
 
 
-@pytest.mark.parametrize("name", ["cost", "decoding", "serving", "pipeline", "interruptions", "scale", "storage"])
+@pytest.mark.parametrize(
+    "name", ["cost", "decoding", "serving", "pipeline", "interruptions", "scale", "storage", "distilgpt2"]
+)
 def test_the_benchmarks_tables_come_from_the_committed_runs(name, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     module = importlib.import_module(name)

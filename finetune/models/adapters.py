@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from finetune import params
 from finetune.device import compute_dtype, device, is_out_of_memory
@@ -61,6 +62,8 @@ def _adapted(folder: Path, method: Method, lora: params.Lora, place: torch.devic
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft scales by any number
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
+        # GPT-2's layers keep their weights as (inputs, outputs). peft finds that out as well, with a warning.
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
         **method.lora_options,
     )
     base.requires_grad_(False)

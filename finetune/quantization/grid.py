@@ -24,7 +24,7 @@ class Grid:
 
     def nearest(self, scaled: torch.Tensor) -> torch.Tensor:
         """The index, among `values`, of the one that is nearest to each of `scaled`."""
-        return torch.bucketize(scaled, self._middles)
+        return torch.bucketize(scaled.contiguous(), self._middles)  # else it warns, and copies as well
 
     def scales(self, weight: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
         """The scale of each block with the least squared error.

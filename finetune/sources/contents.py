@@ -7,13 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from finetune.errors import UserError, quoted
+from finetune.sources.catalogue import DATA_SUFFIXES
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 """Of a model: its weights, or the list of the files that hold them."""
 ADAPTER = "adapter_model.safetensors"
 
-_BESIDE_WEIGHTS = (".json", ".txt", ".jinja", ".model", ".tiktoken")
-"""Config, tokenizer and chat template. Pickles (.bin, .pt), code (.py) and what else people keep there stay behind."""
+TAKEN = (".safetensors", ".json", ".txt", ".jinja", ".model", ".tiktoken")
+"""Ends of names: weights, config, tokenizer and chat template. Pickles (.bin, .pt), code (.py) and what else people keep
+there stay behind."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 _BY_CONTENT = re.compile(r"/(models|datasets)--[^/]+/blobs/[0-9a-f]{40,64}|/files/md5/[0-9a-f]{2}/[0-9a-f]{30}")
@@ -23,7 +25,15 @@ _BY_CONTENT = re.compile(r"/(models|datasets)--[^/]+/blobs/[0-9a-f]{40,64}|/file
 def is_taken(name: str) -> bool:
     """Whether the file called `name`, at the top of a model's folder, is one that a model needs."""
     at_the_top = "/" not in name and not name.startswith(".")
-    return at_the_top and name.endswith((".safetensors", *_BESIDE_WEIGHTS)) and not name.endswith(".bin.index.json")
+    return at_the_top and name.endswith(TAKEN) and not name.endswith(".bin.index.json")
+
+
+def useful_files(kind: str, names: list[str]) -> list[str]:
+    """Of a repository's files `names` what a model needs (`is_taken`); or the training data."""
+    if kind == "model":
+        return [name for name in names if is_taken(name)]
+    data = [name for name in names if name.endswith(DATA_SUFFIXES) and not Path(name).name.startswith("dataset_info")]
+    return [name for name in data if "train" in name.lower()] or data
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -87,7 +97,8 @@ def _check_index(path: Path) -> None:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{path}: isn't the index of a model's weights ({error}); fetch the model again") from None
     for name in named:
-        if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name:
+        plain = isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name
+        if not plain or not (path.parent / name).is_file():
             raise UserError(
                 f"{path}: names {quoted(name)}, which is no .safetensors file beside it; fetch the model again"
             )

@@ -87,8 +87,8 @@ def test_a_pickle_is_refused_before_it_is_read(mine, tiny_models):
 
 def test_a_repository_of_pickles_is_refused_before_they_come(workspace, mine):
     (mine / "model.safetensors").unlink()
-    with hub.serve({"models/me/old": mine}) as endpoint:
-        away = {"HF_ENDPOINT": endpoint, "HF_HOME": str(workspace / "hf")}
+    with hub.serve({"models/me/old": mine}) as served:
+        away = {"HF_ENDPOINT": served.endpoint, "HF_HOME": str(workspace / "hf")}
         done = command(
             sys.executable, ROOT / "stages/fetch.py", "model", "--model_name", "me/old", cwd=workspace, **away
         )

@@ -3,10 +3,12 @@ write nothing elsewhere."""
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
+import hub
 import pytest
-from helpers import drafts_in, files_in, refusal, stage, write_params
+from helpers import ROOT, command, drafts_in, files_in, refusal, stage, write_params
 
 
 @pytest.fixture
@@ -80,3 +82,34 @@ def test_names_of_sources_become_parts_of_one_folders_name(workspace, words):
         "3-up",
         "facts.yaml",
     ]
+
+
+@pytest.mark.parametrize("name", ["data/" + "../" * 30 + "{}", "{}"])
+def test_a_hub_that_names_a_file_elsewhere_reads_and_removes_nothing(workspace, secret, name):
+    """A file whose hash is wrong is removed from the cache: from nowhere else."""
+    (workspace / "shelf").mkdir()
+    (workspace / "shelf/train.json").write_text("[]")
+    before = secret.read_text()
+    with hub.serve({"datasets/me/words": workspace / "shelf"}) as served:
+        elsewhere = name.format(secret if name == "{}" else secret.relative_to("/"))
+        served.also_listed = [{"rfilename": elsewhere.replace("secret", "train"), "blobId": "0" * 40}]
+        secret.rename(secret.with_name("train.json"))
+        away = {"HF_ENDPOINT": served.endpoint, "HF_HOME": str(workspace / "hf")}
+        done = command(sys.executable, ROOT / "stages/fetch.py", "data", "--dataset", "me/words", cwd=workspace, **away)
+    assert done.returncode == 1 and "which leads out of its folder; choose another" in done.stderr, done.stderr
+    assert secret.with_name("train.json").read_text() == before
+
+
+def test_a_hub_whose_hash_is_a_path_writes_nothing_elsewhere(workspace):
+    (workspace / "shelf").mkdir()
+    (workspace / "shelf/config.json").write_text("{}")
+    path = workspace / "taken.safetensors"
+    with hub.serve({"models/me/model": workspace / "shelf"}) as served:
+        large = {"sha256": "../" * 30 + str(path.relative_to("/")), "size": 2, "pointerSize": 1}
+        served.also_listed = [{"rfilename": "model.safetensors", "blobId": "0" * 40, "lfs": large}]
+        away = {"HF_ENDPOINT": served.endpoint, "HF_HOME": str(workspace / "hf")}
+        done = command(
+            sys.executable, ROOT / "stages/fetch.py", "model", "--model_name", "me/model", cwd=workspace, **away
+        )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert not list(workspace.glob("taken*")) and not (workspace / "models/base").exists()

@@ -4,7 +4,6 @@ import json
 import sys
 import zipfile
 
-import hub
 import pytest
 import yaml
 from helpers import ROOT, command, drafts_in, files_in, refusal, stage, write_params
@@ -86,39 +85,6 @@ def test_without_a_hub_the_message_names_what_works_without(workspace, what, fla
     message = refused(fetch(workspace, what, flag, name, HF_ENDPOINT="http://127.0.0.1:9"))
     assert way_out in message and "could not be fetched from the Hugging Face Hub" in message
     assert files_in(workspace) == before
-
-
-def test_hub_model_and_data_come_with_their_commit(workspace, tiny_models, words):
-    cards = workspace / "cards"
-    (cards / "data").mkdir(parents=True)
-    (cards / "data/train-00000.json").write_text(json.dumps(words))
-    (cards / "data/test-00000.json").write_text("[]")
-    (cards / "README.md").write_text("a card")
-    repositories = {"models/distilbert/distilgpt2": tiny_models["gpt2"], "datasets/me/words": cards}
-    with hub.serve(repositories) as endpoint:
-        away = {"HF_ENDPOINT": endpoint, "HF_HOME": str(workspace / "hf")}
-        done = fetch(workspace, "--model_name", "distilgpt2", "--dataset", "me/words@main", **away)
-    assert done.returncode == 0, done.stderr
-    assert note(workspace / "models/base") == {
-        "source": "distilgpt2",
-        "licence": "Apache-2.0",
-        "hub": "distilbert/distilgpt2",
-        "commit": hub.COMMIT,
-    }
-    assert list(files_in(workspace / "data/raw")) == ["data/train-00000.json", "facts.yaml"]
-    stage("prepare", "--model_name", "distilgpt2")  # found where fetch put it, though the hub is gone
-    assert (workspace / "data/prepared/facts.yaml").exists()
-
-
-def test_hub_refusals_are_told_apart(workspace, tiny_models, tmp_path):
-    (tmp_path / "gated").mkdir()
-    with hub.serve({"models/me/shy": tmp_path / "gated", "models/me/known": tiny_models["llama"]}) as endpoint:
-        away = {"HF_ENDPOINT": endpoint, "HF_HOME": str(workspace / "hf")}
-        assert "accept its terms" in refused(fetch(workspace, "model", "--model_name", "me/shy", **away))
-        unknown = refused(fetch(workspace, "model", "--model_name", "me/unknown", **away))
-        assert "has no model me/unknown" in unknown
-        revision = refused(fetch(workspace, "model", "--model_name", "me/known@no-such-revision", **away))
-        assert "revision no-such-revision" in revision
 
 
 def test_a_local_folder_and_file(workspace, tiny_models, words):

@@ -193,14 +193,15 @@ def test_repositories_without_what_is_needed(workspace, tiny_models, tmp_path):
     card.mkdir()
     (card / "README.md").write_text("a card")
     (tmp_path / "gated").mkdir()
+    (tmp_path / "gated/train.json").write_text("[]")
     shelf = {"models/me/empty": empty, "datasets/me/card": card, "datasets/me/shy": tmp_path / "gated"}
-    with hub.serve(shelf) as endpoint:
+    with hub.serve(shelf) as served:
         assert "holds no config.json" in fetch(
-            workspace, FETCH, "model", "--model_name", "me/empty", HF_ENDPOINT=endpoint
+            workspace, FETCH, "model", "--model_name", "me/empty", HF_ENDPOINT=served.endpoint
         )
-        assert "holds no .json" in fetch(workspace, FETCH, "data", "--dataset", "me/card", HF_ENDPOINT=endpoint)
+        assert "holds no .json" in fetch(workspace, FETCH, "data", "--dataset", "me/card", HF_ENDPOINT=served.endpoint)
         assert "asks you to accept its terms" in fetch(
-            workspace, FETCH, "data", "--dataset", "me/shy", HF_ENDPOINT=endpoint
+            workspace, FETCH, "data", "--dataset", "me/shy", HF_ENDPOINT=served.endpoint
         )
 
 
@@ -229,8 +230,8 @@ def test_an_index_with_a_password_stays_unsaid(workspace):
 
 
 def test_a_repository_with_shards_comes_whole(workspace, tmp_path):
-    from finetune.sources.hub import _useful_files
+    from finetune.sources.contents import useful_files
 
     shards = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
-    assert set(_useful_files("model", shards)) == set(shards) - {"pytorch_model.bin"}
-    assert json.dumps(_useful_files("data", ["README.md"])) == "[]"
+    assert set(useful_files("model", shards)) == set(shards) - {"pytorch_model.bin"}
+    assert json.dumps(useful_files("data", ["README.md"])) == "[]"
