@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,7 +38,7 @@ def make(shape: Shape, dtype: torch.dtype, quantization: params.Quantization | N
             model.set_submodule(name, _in_4_bits(module, dtype, quantization))
         of_transformers: Any = model
         of_transformers.is_loaded_in_4bit = True  # asks peft for its own 4-bit layers
-    modules: Iterator[nn.Module] = model.modules()
+    modules: Any = model.modules()
     for module in modules:
         _fill(model, module)
     model.tie_weights()
@@ -57,7 +56,7 @@ def _fill(model: PreTrainedModel, module: nn.Module) -> None:
         model._init_weights(module)
 
 
-def _in_4_bits(module: nn.Module, dtype: torch.dtype, settings: params.Quantization) -> Linear4bit:
+def _in_4_bits(module: Any, dtype: torch.dtype, settings: params.Quantization) -> Linear4bit:
     from bitsandbytes.functional import quantize_4bit
     from bitsandbytes.nn import Linear4bit, Params4bit
 
