@@ -28,6 +28,7 @@ TABLES = {
     "serving": Table(Path("benchmarks/README.md"), "make benchmark"),
     "interruptions": Table(Path("benchmarks/README.md"), "python benchmarks/interruptions.py"),
     "scale": Table(Path("benchmarks/README.md"), "make benchmark"),
+    "gpu": Table(Path("docs/gpu.md"), "make benchmark-gpu"),
     "storage": Table(Path("docs/remotes.md"), "make benchmark"),
 }
 

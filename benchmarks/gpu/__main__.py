@@ -11,10 +11,10 @@ import argparse
 import importlib
 from pathlib import Path
 
-from finetune import cli
+from finetune import cli, generated
 from finetune.errors import UserError
 
-from . import checks
+from . import checks, tables
 from .pack import pack
 from .results import Budget, Outcome, Results
 from .worker import PARTS, Worker
@@ -42,8 +42,8 @@ def main() -> None:
     if args.pack:
         pack(args.pack, args.python)
         return
-    if args.tiny and not args.out:
-        raise UserError("--tiny: measures nothing of worth; give a folder for it as --out")
+    if args.tiny and (args.out or DEFAULT) == DEFAULT:
+        raise UserError(f"--tiny: measures nothing that belongs in {DEFAULT}; give another folder as --out")
     measure(args.part or ALL, args.out or DEFAULT, Budget(args.minutes), args.tiny)
 
 
@@ -76,6 +76,8 @@ def measure(parts: list[str] | tuple[str, ...], out: Path, budget: Budget, tiny:
             )
     finally:
         worker.close()
+    if out == DEFAULT:
+        generated.put("gpu", tables.markdown(out))
     if failures:
         raise UserError(f"{len(failures)} of the measurements failed, first {failures[0]}")
 

@@ -10,15 +10,15 @@ import threading
 
 from .results import Budget, Outcome, Results
 
-TESTS = "tests/cuda"
+WHOLE, TINY = ["-m", "cuda", "tests/cuda"], ["-m", "not cuda", "-k", "random_numbers", "tests/cuda/test_run.py"]
 ENDED = re.compile(r"(tests/\S+?::.+?) (PASSED|FAILED|ERROR|SKIPPED)(?: \((.*)\))?\s*")
 
 
 def run(results: Results, budget: Budget, tiny: bool) -> bool:
-    """Run those that haven't passed yet; whether time was enough. With `tiny`, their forms for a CPU alone."""
+    """Run those that haven't passed yet; whether time was enough. With `tiny`, one in its form for a CPU."""
     command = [sys.executable, "-m", "pytest", "--verbose", "--tb=short", "-p", "no:cacheprovider"]
     command += ["-o", "console_output_style=classic", "-o", "addopts=--import-mode=importlib"]
-    command += ["-m", "not cuda" if tiny else "cuda", TESTS, *(f"--deselect={key}" for key in results.done)]
+    command += [*(TINY if tiny else WHOLE), *(f"--deselect={key}" for key in results.done)]
     wide = os.environ | {"COLUMNS": "300"}  # or reasons are cut short
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=wide)
     alarm = threading.Timer(max(0, budget.left()), process.kill)

@@ -180,7 +180,7 @@ def adapters_drawn():
 def run(bases, splits, tokenizer):
     """Train a tiny model by a method; its weights, losses, and what the run came to."""
 
-    def once(family: str, method: str, unfinished: Path | None = None) -> SimpleNamespace:
+    def once(family: str, method: str, unfinished: Path | None = None, epochs: float = 3) -> SimpleNamespace:
         p, losses = settings(), []
         torch.manual_seed(0)
         tokens = longest_pass(
@@ -194,7 +194,7 @@ def run(bases, splits, tokenizer):
                 tokenizer,
                 splits,
                 settings=p.train,
-                method=replace(p.methods[method], learning_rate=FAST[method]["learning_rate"], epochs=3),
+                method=replace(p.methods[method], learning_rate=FAST[method]["learning_rate"], epochs=epochs),
                 seed=0,
                 packed=True,
                 meter=meter,
