@@ -6,11 +6,8 @@ from typing import TYPE_CHECKING
 
 from contenders import CONTENDERS
 
-from finetune.costs.meter import Meter
-
 from .results import Outcome
 from .shapes import SHAPES, TINY
-from .work import over
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +32,10 @@ def next_key(done: Mapping[str, Outcome], tiny: bool) -> str | None:
 
 def measure(key: str, tiny: bool) -> Outcome:
     """One contender's run over one shape."""
+    from finetune.costs.meter import Meter
+
+    from .work import over
+
     name, contender = key.split("/")
     steps = WARM_UP + 1 if tiny else STEPS
     shape = (TINY if tiny else SHAPES)[name]

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
 from contenders import ours
 
-from finetune.costs.meter import Meter
-
-from . import work
 from .results import Outcome
 from .shapes import LADDER, TINY_LADDER, Shape
 
-CAP_GB, TINY_CAP_GB = 8.0, 0.2
+CAP_GB, TINY_CAP_GB = 8.0, 0.15
 """10^9 bytes. A card sold as 8 GB has 8.6; what CUDA takes for itself comes out of the rest."""
 
 LENGTH, STEPS = 512, 3
@@ -56,6 +52,12 @@ def fits(outcome: Outcome) -> bool:
 
 def measure(key: str, tiny: bool) -> Outcome:
     """Train one shape by QLoRA, activations recomputed, within the cap."""
+    import torch
+
+    from finetune.costs.meter import Meter
+
+    from . import work
+
     name, layers = key.split("/")
     shape = ladder(tiny)[name].with_layers(int(layers))
     task = work.over(shape, STEPS, length=LENGTH, batch_size=1, gradient_checkpointing=True)
@@ -80,6 +82,8 @@ def measure(key: str, tiny: bool) -> Outcome:
 @contextmanager
 def _at_most(gb: float) -> Iterator[None]:
     """Have torch's allocator refuse more than so much on a CUDA device; a CPU's peak is looked at afterwards."""
+    import torch
+
     if not torch.cuda.is_available():
         yield
         return
@@ -93,6 +97,7 @@ def _at_most(gb: float) -> Iterator[None]:
 
 def parameters(shape: Shape) -> int:
     """Weights of a model of `shape`."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):

@@ -64,4 +64,4 @@ _SMALL = _llama("none", 64, 128, 2, 4, 2, 384, True)
 TINY = {"gpt2": Shape("gpt2", "none", {"n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": 384}), "llama": _SMALL}
 """To try the kit itself: `--tiny`."""
 
-TINY_LADDER = {"small": _SMALL, "many words": _llama("none", 512, 64, 2, 4, 2, 150_000, True)}
+TINY_LADDER = {"small": _SMALL, "many words": _llama("none", 512, 64, 2, 4, 2, 100_000, True)}

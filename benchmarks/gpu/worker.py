@@ -14,6 +14,7 @@ import select
 import subprocess
 import sys
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,10 @@ def _machine(tiny: bool) -> dict[str, Any]:
     import torch
 
     from finetune import device
+    from finetune.training import run  # noqa: F401  (before any measurement: a CPU's memory holds what is imported as well)
+
+    if find_spec("bitsandbytes"):
+        import bitsandbytes  # noqa: F401
 
     found = {"hardware": device.describe(), "versions": device.versions(), "tiny": tiny}
     if torch.cuda.is_available():
