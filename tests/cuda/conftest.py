@@ -180,7 +180,7 @@ def adapters_drawn():
 def run(bases, splits, tokenizer):
     """Train a tiny model by a method; its weights, losses, and what the run came to."""
 
-    def once(family: str, method: str, unfinished: Path | None = None, epochs: float = 3) -> SimpleNamespace:
+    def once(family: str, method: str, unfinished: Path | None = None, epochs: float = 2) -> SimpleNamespace:
         p, losses = settings(), []
         torch.manual_seed(0)
         tokens = longest_pass(

@@ -39,7 +39,7 @@ def test_what_lies_elsewhere_is_refused():
     ("capability", "family", "method"),
     [
         (BF16, "llama", "qlora"),
-        (FP16, "gpt2", "lora"),
+        pytest.param(FP16, "gpt2", "lora", marks=pytest.mark.slow),
         pytest.param(FP16, "llama", "qlora", marks=pytest.mark.slow),
         pytest.param(BF16, "llama", "dora", marks=pytest.mark.slow),
         pytest.param(BF16, "gpt2", "full", marks=pytest.mark.slow),
