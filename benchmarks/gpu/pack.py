@@ -38,8 +38,8 @@ def pack(folder: Path, python: str) -> None:
     wheels = sorted(folder.glob("*.whl"))
     size = sum(wheel.stat().st_size for wheel in wheels) / 1e6
     print(f"{len(wheels)} wheels, {size:.0f} MB, in {folder}. Carry this repository and that folder, and run there:")
-    print(f"  python3 -m pip install --no-index --no-deps --target site {folder}/*.whl")
-    print("  PYTHONPATH=site python3 -m benchmarks.gpu --minutes 10")
+    print(f"  python3 -m pip install --no-index --no-deps --target packages {folder}/*.whl")
+    print("  PYTHONPATH=packages python3 -m benchmarks.gpu --minutes 10")
 
 
 def _pinned() -> list[str]:

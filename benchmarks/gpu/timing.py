@@ -25,29 +25,31 @@ def measured(step: Step, given: Sequence[torch.Tensor], reference: Sequence[torc
     cuda = given[0].is_cuda
     found = run(step, given)
     error = max(map(_difference, found, reference))
+    gradient = _seeded(found[0])
     del found
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() if cuda else 0
-    times = []
+    times, peak = [], 0
     for number in range(WARM_UP + (ROUNDS if cuda else 1)):
-        started = time.perf_counter()
-        run(step, given)
+        leaves = _leaves(given)
         if cuda:
             torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() if cuda else 0
+        started = time.perf_counter()
+        step(*leaves).backward(gradient)
+        if cuda:
+            torch.cuda.synchronize()
+            peak = max(peak, torch.cuda.max_memory_allocated() - before)
         if number >= WARM_UP:
             times.append(1000 * (time.perf_counter() - started))
-    peak = {"peak_gb": round((torch.cuda.max_memory_allocated() - before) / 1e9, 4)} if cuda else {}
-    return {"milliseconds": round(statistics.median(times), 3), "error": float(f"{error:.2g}")} | peak
+    memory = {"peak_gb": round(peak / 1e9, 4)} if cuda else {}
+    return {"milliseconds": round(statistics.median(times), 3), "error": float(f"{error:.2g}")} | memory
 
 
 def run(step: Step, given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The result, and the gradient of every tensor of `given` that wants one, for a result's gradient that is seeded."""
-    leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in given]
+    leaves = _leaves(given)
     result = step(*leaves)
-    if result.requires_grad:
-        result.backward(_seeded(result))
+    result.backward(_seeded(result))
     return [result.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 
 
@@ -55,6 +57,11 @@ def exact(step: Step, given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """What `run` gives in fp32."""
     wide = [t.detach().float().requires_grad_(t.requires_grad) if t.is_floating_point() else t for t in given]
     return run(step, wide)
+
+
+def _leaves(given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Copies, because a kernel may write gradients where its inputs were."""
+    return [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in given]
 
 
 def _seeded(like: torch.Tensor) -> torch.Tensor:

@@ -89,7 +89,7 @@ def _measured(part: str, key: str, tiny: bool) -> Outcome:
     except Skipped as error:
         return {"skipped": str(error)}
     except ModuleNotFoundError as error:
-        return {"skipped": f"{error.name} is not installed"}
+        return {"skipped": f"{str(error.name).split('.')[0]} is not installed"}
     except Exception as error:
         if is_out_of_memory(error):
             return {"out_of_memory": True}
