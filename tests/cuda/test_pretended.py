@@ -18,10 +18,10 @@ def on_device(monkeypatch):
     """Models are put on the pretended device as they are loaded."""
     real = base.load_base
 
-    def load(*arguments):
+    def load(*arguments, **options):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(base, "device", lambda: torch.device("cpu"))
-            return pretended_cuda.put_on_cuda(real(*arguments))
+            return pretended_cuda.put_on_cuda(real(*arguments, **options | {"place": None}))
 
     monkeypatch.setattr(adapters, "load_base", load)
 
