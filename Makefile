@@ -15,10 +15,13 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # The runs that `make compare` takes, by default those of the race.
 RUNS ?= 'qlora-*' 'lora-*' 'full-*'
 
-.PHONY: help setup repro twice test test-slow lint audit lock compare sweep benchmark clean
+# How long `make benchmark-gpu` may take; the next one goes on from there.
+MINUTES ?= 60
+
+.PHONY: help setup repro twice test test-slow lint audit lock compare sweep benchmark benchmark-gpu clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1@/p' $(MAKEFILE_LIST) | while IFS=@ read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1@/p' $(MAKEFILE_LIST) | while IFS=@ read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 setup: $(INSTALLED) ## install the pinned packages into .venv (TORCH=cpu or TORCH=cu130 chooses torch's build)
 
@@ -85,6 +88,9 @@ benchmark: setup ## ours beside TRL, and the whole pipeline timed: about an hour
 	python benchmarks/scale.py
 	python benchmarks/storage.py
 	python benchmarks/targets.py
+
+benchmark-gpu: setup ## what only a GPU can show, part by part (MINUTES=10): docs/gpu.md
+	python -m benchmarks.gpu --minutes $(MINUTES)
 
 clean: ## remove .venv
 	rm -rf $(VENV) *.egg-info

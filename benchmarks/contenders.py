@@ -39,6 +39,20 @@ class Work:
     held_out: "Dataset"
     settings: params.Params
 
+    def trainable(self, method: str, tokens: int) -> Any:
+        """The model as ours trains it by `method`, in passes of `tokens` tokens."""
+        from finetune.models.adapters import trainable
+        from finetune.models.four_bits import in_4_bits
+
+        base = in_4_bits(Path(self.base)) if METHODS[method].quantized else self.base
+        return trainable(base, METHODS[method], self.settings.lora, tokens)
+
+    def plain(self, method: str, dtype: Any) -> Any:
+        """The model as the others are given it, weights in `dtype` or, if `method` wants that, in 4 bits."""
+        from finetune.models.base import load_base
+
+        return load_base(self.base, dtype, self.settings.quantization if METHODS[method].quantized else None)
+
 
 def prepare(args: argparse.Namespace) -> Work:
     """The first records of the prepared training split and 16 of the validation split, cut to --max_length tokens.
@@ -91,6 +105,8 @@ class Result:
     losses: list[float]
     """Training loss of each optimizer step, nats per response token."""
     held_out_loss: float
+    ends: list[float]
+    """Seconds from the start of training to the end of each optimizer step."""
 
 
 def ours(work: Work, method: str, meter: "Meter") -> Result:
@@ -98,17 +114,13 @@ def ours(work: Work, method: str, meter: "Meter") -> Result:
     from datasets import DatasetDict
 
     from finetune.kernels.packing import longest_pass
-    from finetune.models.adapters import trainable
-    from finetune.models.four_bits import in_4_bits
     from finetune.training.run import train
 
     p = work.settings.train
     tokens = longest_pass(map(len, work.train["input_ids"]), p.batch_size, p.tokens_per_micro_batch)
-    base = in_4_bits(Path(work.base)) if METHODS[method].quantized else work.base
-    model = trainable(base, METHODS[method], work.settings.lora, tokens)
-    losses = []
+    steps = []
     result = train(
-        model,
+        work.trainable(method, tokens),
         work.tokenizer,
         DatasetDict(train=work.train, validation=work.held_out),
         settings=p,
@@ -116,9 +128,10 @@ def ours(work: Work, method: str, meter: "Meter") -> Result:
         seed=0,
         packed=True,
         meter=meter,
-        log=lambda step, values: losses.append(values["train/loss"]) if "train/loss" in values else None,
+        log=lambda step, values: steps.append(values) if "train/loss" in values else None,
     )
-    return Result(result.seconds, losses, result.validation_loss)
+    losses, ends = ([step[f"train/{name}"] for step in steps] for name in ("loss", "seconds"))
+    return Result(result.seconds, losses, result.validation_loss, ends)
 
 
 def trl(work: Work, method: str, meter: "Meter", *, dropout: float = 0.05, **config) -> Result:
@@ -129,7 +142,7 @@ def trl(work: Work, method: str, meter: "Meter", *, dropout: float = 0.05, **con
     method_settings = work.settings.methods[method]
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(
-            model=_peer_model(work, method, torch.float32 if method == "full" else torch.bfloat16),
+            model=work.plain(method, torch.float32 if method == "full" else torch.bfloat16),
             args=SFTConfig(**_common(work, method_settings, folder) | dict(max_length=None) | config),
             train_dataset=work.train,
             processing_class=work.tokenizer,
@@ -145,7 +158,7 @@ def plain(work: Work, method: str, meter: "Meter", *, dropout: float = 0.05, **c
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     method_settings = work.settings.methods[method]
-    model = get_peft_model(_peer_model(work, method, torch.bfloat16), _lora(work, dropout))
+    model = get_peft_model(work.plain(method, torch.bfloat16), _lora(work, dropout))
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,
@@ -155,12 +168,6 @@ def plain(work: Work, method: str, meter: "Meter", *, dropout: float = 0.05, **c
             processing_class=work.tokenizer,
         )
         return _run(trainer, work)
-
-
-def _peer_model(work: Work, method: str, dtype):
-    from finetune.models.base import load_base
-
-    return load_base(work.base, dtype, work.settings.quantization if METHODS[method].quantized else None)
 
 
 def _lora(work: Work, dropout: float):
@@ -201,18 +208,25 @@ def _common(work: Work, method: params.MethodSettings, folder: str) -> dict:
 
 
 def _run(trainer, work: Work) -> Result:
-    from transformers import PrinterCallback
+    from transformers import PrinterCallback, TrainerCallback
 
     from finetune.kernels import loss
 
+    ends = []
+
+    class Clock(TrainerCallback):
+        def on_log(self, *args, **kwargs):  # the loss has been read then, so that the device is done
+            ends.append(time.perf_counter() - started)
+
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Clock())
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     with trainer.accelerator.autocast():
         held_out = loss.mean_loss(loss.sequence_losses(trainer.model, work.held_out))
-    return Result(seconds, losses, held_out)
+    return Result(seconds, losses, held_out, ends[: len(losses)])
 
 
 FAST: dict[str, Any] = dict(gradient_checkpointing=False, optim="adamw_torch_fused")

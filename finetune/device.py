@@ -2,8 +2,8 @@
 
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -55,8 +55,11 @@ def describe() -> str:
 
 def versions() -> str:
     """The releases that a run's figures depend on."""
-    names = ("torch", "transformers", "peft", "bitsandbytes")
-    return ", ".join([f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)])
+    found = [f"python {platform.python_version()}"]
+    for name in ("torch", "transformers", "peft", "bitsandbytes"):
+        with suppress(PackageNotFoundError):  # only qlora needs bitsandbytes
+            found.append(f"{name} {version(name)}")
+    return ", ".join(found)
 
 
 def _cpu_name() -> str:

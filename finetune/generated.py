@@ -29,6 +29,7 @@ TABLES = {
     "interruptions": Table(Path("benchmarks/README.md"), "python benchmarks/interruptions.py"),
     "scale": Table(Path("benchmarks/README.md"), "make benchmark"),
     "processes": Table(Path("docs/distributed.md"), "python benchmarks/processes.py"),
+    "gpu": Table(Path("docs/gpu.md"), "make benchmark-gpu"),
     "storage": Table(Path("docs/remotes.md"), "make benchmark"),
 }
 

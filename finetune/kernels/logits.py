@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from finetune.kernels.attention import ROUND_ROWS_TO
 
 WIDE_BYTES = 4 * 2**20
-"""Logits in fp32 at a time: what many passes go over stays in the cache."""
+"""Logits in fp32 at a time on a CPU: what many passes go over stays in the cache. On CUDA a launch costs more than that."""
 
 
 def rounded_up(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -44,7 +44,7 @@ def nats(logits: torch.Tensor, targets: torch.Tensor, *, to_gradient: bool) -> t
 
     The logits become the gradient of its sum, if that is wanted, in their own memory and dtype.
     """
-    few = max(1, WIDE_BYTES // (4 * logits.shape[1]))
+    few = len(logits) if logits.is_cuda else max(1, WIDE_BYTES // (4 * logits.shape[1]))
     wide = _memory(few, logits.shape[1], torch.float32, logits.device)
     found = logits.new_empty(targets.shape, dtype=torch.float32)
     for some, wanted, into in zip(logits.split(few), targets.split(few), found.split(few), strict=True):

@@ -42,20 +42,42 @@ def trainable(
             f"method: {method.name} trains 16-bit weights, and those in {folder} are in 4 bits already; choose qlora, "
             f"or the model's 16-bit weights"
         )
-    place = torch.device("cpu") if shard else device()
+    base = load_base(folder, weights_dtype(method), place=torch.device("cpu") if shard else device())
+    return as_trained(base, method, lora, tokens, folder=folder, shard=shard)
+
+
+def weights_dtype(method: Method) -> torch.dtype:
+    """The dtype of the weights that `method` starts from, of those that aren't in 4 bits."""
     if method.adapters:
-        model: PreTrainedModel | PeftModel = _adapted(folder, method, lora, place)
+        return compute_dtype()
+    return torch.bfloat16 if compute_dtype() == torch.bfloat16 else torch.float32
+
+
+def as_trained(
+    base: PreTrainedModel,
+    method: Method,
+    lora: params.Lora,
+    tokens: int = 0,
+    *,
+    folder: Path | None = None,
+    shard: bool = False,
+) -> PreTrainedModel | PeftModel:
+    """`base`, loaded with weights of `weights_dtype` (or in 4 bits), as `trainable` gives it; `folder` is where it lies.
+
+    Without a folder the adapters of a quantized method start at zero.
+    """
+    model: PreTrainedModel | PeftModel = base
+    if method.adapters:
+        model = _adapted(base, method, lora, folder)
     else:
-        model = load_base(folder, torch.bfloat16 if compute_dtype() == torch.bfloat16 else torch.float32, place=place)
-        copy_from_file(model)
+        copy_from_file(base)
     replace_layers(model)
     if not shard:
         replace_decoder_layers(model, layer_stack(model), tokens)
     return model
 
 
-def _adapted(folder: Path, method: Method, lora: params.Lora, place: torch.device) -> PeftModel:
-    base = load_base(folder, compute_dtype(), place=place)
+def _adapted(base: PreTrainedModel, method: Method, lora: params.Lora, folder: Path | None) -> PeftModel:
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
@@ -74,7 +96,7 @@ def _adapted(folder: Path, method: Method, lora: params.Lora, place: torch.devic
         raise UserError(f"lora.target_modules: {first_line(error)}") from None
     check_head_and_rank(model, lora)
     copy_from_file(base)
-    if method.quantized and lora.start == "rounding_error":
+    if folder and method.quantized and lora.start == "rounding_error":
         lost.start(model, folder)
     fuse(model)
     return model

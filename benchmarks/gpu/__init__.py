@@ -1,0 +1,7 @@
+"""The GPU kit: what only a GPU can show, in one command that needs neither DVC nor a network. docs/gpu.md explains it."""
+
+import sys
+from pathlib import Path
+
+# contenders.py is a script beside this package, which it imports as scripts do each other.
+sys.path.insert(0, str(Path(__file__).parents[1]))

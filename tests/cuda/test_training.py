@@ -1,0 +1,51 @@
+"""Every method trains, goes on from a snapshot, and answers; the same run gives the same bytes."""
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from finetune.evaluation import generation
+from finetune.methods import METHODS
+from finetune.training import trainer
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_learns_and_goes_on_from_a_snapshot_to_the_byte(
+    device, deterministic, run, method, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("FINETUNE_SNAPSHOT_SECONDS", "0")
+    whole = run("llama", method)
+    assert next(whole.model.parameters()).device.type == device.type
+    assert whole.result.validation_loss < whole.losses[0] - 0.3
+
+    calls, real = [], trainer.response_loss
+
+    def killed(model, batch):
+        calls.append(1)
+        if len(calls) == 8:
+            raise Killed
+        return real(model, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "response_loss", killed)
+        with pytest.raises(Killed):
+            run("llama", method, tmp_path)
+    again = run("llama", method, tmp_path)
+    assert "going on after step" in capsys.readouterr().out
+    assert again.result.validation_loss == whole.result.validation_loss
+    assert all(torch.equal(again.weights[name], weight) for name, weight in whole.weights.items())
+
+
+@pytest.mark.parametrize(("family", "method"), [("llama", "qlora"), ("gpt2", "lora"), ("llama", "full")])
+def test_answers_are_those_of_transformers(device, drawn, tokenizer, family, method):
+    model = drawn(family, method)
+    prompts = [[5, 8, 11], [100, 103, 106, 109, 112], [7]]
+    made = generation.generate(model, tokenizer, prompts, batch_size=2, max_new_tokens=8)
+    greedy = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=[0], pad_token_id=0)
+    for prompt, answer in zip(prompts, made, strict=True):
+        ids = model.generate(input_ids=torch.tensor([prompt], device=model.device), generation_config=greedy)
+        assert answer == tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True).strip()
