@@ -56,7 +56,7 @@ def check_writable(*places: Path, free_gb: float = 0.01) -> None:
 
 def shared(place: Path, other: Path) -> bool:
     """Whether two places, which need not exist yet, lie on the same disk."""
-    return _existing(place).stat().st_dev == _existing(other).stat().st_dev
+    return existing(place).stat().st_dev == existing(other).stat().st_dev
 
 
 def _check(place: Path, free_gb: float) -> None:
@@ -64,7 +64,7 @@ def _check(place: Path, free_gb: float) -> None:
         _try_to_write(place)
     except (OSError, ValueError) as error:
         raise UserError(sentence(error, place) or f"{quoted(str(place))}: can't be written ({error})") from None
-    free = shutil.disk_usage(_existing(place)).free / 1e9
+    free = shutil.disk_usage(existing(place)).free / 1e9
     if free < free_gb:
         raise UserError(
             f"{_short(place)}: {free:.2f} GB are free on its disk, and about {free_gb:.2f} GB are needed; "
@@ -111,7 +111,7 @@ def _short(path: object) -> str:
 
 def _try_to_write(place: Path) -> None:
     """Make and remove a file in `place`, and in the folder that holds it: outputs are renamed into that one."""
-    for folder in {_existing(place), _existing(place.parent)}:
+    for folder in {existing(place), existing(place.parent)}:
         if not folder.is_dir():
             raise UserError(f"{folder}: is a file, and a folder is needed there; move it away, or give another path")
         try:
@@ -124,8 +124,8 @@ def _try_to_write(place: Path) -> None:
         place.with_name(f".{place.name}.draft").lstat()
 
 
-def _existing(place: Path) -> Path:
-    """`place`, or the nearest folder above it that exists."""
+def existing(place: Path) -> Path:
+    """`place`, or the nearest folder above it that exists, links followed."""
     place = Path(os.path.realpath(place))
     while not place.exists() and place != place.parent:
         place = place.parent

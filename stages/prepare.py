@@ -17,6 +17,7 @@ def main() -> None:
     from finetune import files
     from finetune.data import checks, dataset, prepared, records
     from finetune.data.prompts import Template
+    from finetune.data.rows import Rows, statistics
     from finetune.figures import run as figures
     from finetune.models import tokenizer as tokenizers
     from finetune.sources.fetch import base_folder
@@ -26,20 +27,28 @@ def main() -> None:
     tokenizers.check_fits(base, p.data.max_length)
     tokenizer = tokenizers.load(base)
     template = Template(p.data.template, tokenizer)
-    read = records.read_records(raw, p.data.on_bad_record, p.data.columns)
-    rows, dropped, made_of = dataset.sample(
-        read.good,
+    read = records.read_records(raw, p.data.on_bad_record, p.data.columns, out.folder)
+    tally, losses, rows = dataset.Tally(), checks.TextLosses(tokenizer), Rows(out.folder, template.end_tokens[0])
+    for encoded in dataset.sample(
+        read,
         template,
+        tally,
         size=p.data.size,
         seed=p.data.seed,
         max_length=p.data.max_length,
         weights=records.weights(raw),
         on_bad_record=p.data.on_bad_record,
+    ):
+        losses.add(encoded)
+        rows.add(encoded.row)
+    splits = dataset.split(
+        len(rows), validation=p.data.validation, test=p.data.test, dropped=read.dropped + tally.dropped
     )
-    splits = dataset.split(rows, validation=p.data.validation, test=p.data.test, dropped=read.dropped + dropped)
-    checks.check_an_end_is_learnt(splits["train"], template.end_tokens[0], p.data.max_length)
-    checks.check_answers_fit(splits["test"], p.eval.max_new_tokens, tokenizers.positions(base))
-    statistics = dataset.statistics(splits, read, dropped, made_of) | checks.losses_of_text(rows, tokenizer)
+    train, test = splits["train"], splits["test"]
+    checks.check_an_end_is_learnt(rows.ends_learnt[train.start : train.stop], p.data.max_length)
+    longest = max(rows.prompt_lengths[test.start : test.stop])
+    checks.check_answers_fit(longest, p.eval.max_new_tokens, tokenizers.positions(base))
+    figures_of_data = statistics(rows, splits, read, tally.dropped, tally.made_of) | losses.found()
 
     facts = {
         "template": p.data.template,
@@ -47,10 +56,10 @@ def main() -> None:
         "tokenizer": prepared.tokenizer_id(tokenizer),
         "data": provenance(raw),
     }
-    dataset.save(splits, facts, out.folder)
-    files.write_json(out.metrics / "data.json", statistics)
-    figures.lengths(splits, p.data.max_length, out.plots / "lengths.png")
-    for name, value in statistics.items():
+    rows.save(splits, facts, out.folder)
+    files.write_json(out.metrics / "data.json", figures_of_data)
+    figures.lengths(rows.lengths, p.data.max_length, out.plots / "lengths.png")
+    for name, value in figures_of_data.items():
         print(f"{name:>24}  {value}")
 
 

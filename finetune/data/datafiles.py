@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.data import forms
+from finetune.data import forms, json_text
 from finetune.data.forms import Unreadable
+from finetune.data.json_text import DuplicateKey, JsonText, NotJson
 from finetune.data.tables import read_table
+from finetune.data.texts import BLOCK, blocks, lines
 from finetune.errors import UserError, quoted
 from finetune.sources.catalogue import DATA_SUFFIXES, data_files, data_suffix
 
 if TYPE_CHECKING:
-    from pyarrow import ChunkedArray
+    from pyarrow import Array
 
 Columns = dict[str, str] | None
+
+_ROWS = 1000
+"""Of a Parquet file, that are held at a time."""
 
 
 def files_at(path: Path) -> list[Path]:
@@ -36,57 +39,18 @@ def files_at(path: Path) -> list[Path]:
 def raw_records(file: Path, columns: Columns) -> Iterator[tuple[int, Any]]:
     """Index from 0 and raw value of each record; one that can't be read comes as Unreadable.
 
-    Raises UserError if the file as a whole can't be read.
+    The file is read as its records are asked for, so that only a few are held at a time. Raises UserError if the file
+    as a whole can't be read, after the records that come before its fault.
     """
     kind = data_suffix(file).removesuffix(".gz")
-    if kind == ".parquet":
-        yield from enumerate(_read_parquet(file, columns))
-        return
-    text = _text(file)
-    if not text.strip():
-        raise UserError(f"{file}: is empty; give a file with records, or take it away")
-    yield from enumerate(_READERS[kind](file, text, columns))
+    yield from enumerate(_READERS[kind](file, columns))
 
 
-def _text(file: Path) -> str:
-    """The file's text, decompressed; UTF-8 with or without a byte-order mark, or UTF-16 with one."""
-    content = _bytes(file)
-    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text at byte {error.start}; save it as UTF-8") from None
-    if "\0" in text:
-        raise UserError(f"{file}: holds a NUL character, so it is no text or not UTF-8; save it as UTF-8")
-    return text
-
-
-def _bytes(file: Path) -> bytes:
-    content = file.read_bytes()
-    if data_suffix(file).endswith(".gz"):
-        try:
-            return gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{file}: can't be decompressed ({error}); it is damaged or no gzip file") from None
-    return content
-
-
-class _DuplicateKey(ValueError):
-    pass
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Python's json keeps the last of two values under one key, without a word."""
-    if len(dict(pairs)) < len(pairs):
-        raise _DuplicateKey
-    return dict(pairs)
-
-
-def _json_value(text: str) -> Any:
+def _json_line(text: str) -> Any:
     """The JSON value in `text`, or Unreadable."""
     try:
-        return json.loads(text, object_pairs_hook=_object)
-    except _DuplicateKey:
+        return json_text.loads(text)
+    except DuplicateKey:
         return Unreadable("duplicate_key")
     except RecursionError:
         return Unreadable("too_deep")
@@ -94,74 +58,128 @@ def _json_value(text: str) -> Any:
         return Unreadable("broken_line")
 
 
-def _read_json(file: Path, text: str, columns: Columns) -> Iterator[Any]:
-    """A list of records, an object around one, or one record a line under a name that says otherwise."""
-    value = _json_value(text)
-    if value == Unreadable("broken_line") and isinstance(_json_value(_first_line(text)), dict):
-        yield from _read_jsonl(file, text, columns)
-        return
-    if isinstance(value, Unreadable):
-        raise UserError(f"{file}: {_why_no_json(text, value.reason)}")
-    yield from _records(file, value)
-
-
-def _why_no_json(text: str, reason: str) -> str:
-    if reason == "too_deep":
-        return "is nested too deeply to be read; give a list of records"
-    if reason == "duplicate_key":
-        return "holds an object with the same key twice, so that one of the values would be lost; rename one"
+@contextmanager
+def _said_of(file: Path) -> Iterator[None]:
+    """Turn what is wrong with the JSON that is read in the block into a UserError about the file."""
     try:
-        json.loads(text)
-    except json.JSONDecodeError as error:
-        return (
-            f"not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}; "
-            f"mend it, or fetch it again if it was cut off"
-        )
-    except ValueError:  # Python's limit on the digits of a whole number
-        pass
-    return "holds a number of too many digits; write it as text"
-
-
-def _records(file: Path, value: Any) -> list[Any]:
-    if isinstance(value, list):
-        return value
-    lists = [key for key, inner in value.items() if isinstance(inner, list)] if isinstance(value, dict) else []
-    if len(lists) == 1 and all(isinstance(item, dict) for item in value[lists[0]]) and not _is_a_record(value):
-        return value[lists[0]]
-    if len(lists) > 1 and not _is_a_record(value):
+        yield
+    except RecursionError:
+        raise UserError(f"{file}: is nested too deeply to be read; give a list of records") from None
+    except DuplicateKey:
         raise UserError(
-            f"{file}: holds several lists ({', '.join(map(quoted, lists))}); put the records of one of them into a file of its own"
-        )
+            f"{file}: holds an object with the same key twice, so that one of the values would be lost; rename one"
+        ) from None
+    except NotJson as fault:
+        raise UserError(
+            f"{file}: not valid JSON at line {fault.line}, column {fault.column}: {fault.what}; "
+            f"mend it, or fetch it again if it was cut off"
+        ) from None
+    except ValueError:  # Python's limit on the digits of a whole number
+        raise UserError(f"{file}: holds a number of too many digits; write it as text") from None
+
+
+def _read_json(file: Path, columns: Columns) -> Iterator[Any]:
+    """A list of records, an object around one, or one record a line under a name that says otherwise."""
+    text = JsonText(blocks(file))
+    opening = text.peek()
+    with _said_of(file):
+        if opening == "[":
+            yield from text.elements()
+            text.end()
+        elif opening == "{":
+            yield from _read_object(file, columns)
+        else:
+            value = text.value()
+            text.end()
+            raise _no_list(file, value)
+
+
+def _read_object(file: Path, columns: Columns) -> Iterator[Any]:
+    """The records in the one list of the object in the file; or, if that is one of several, each line's.
+
+    The object is gone through twice: whether its list is one of records is known at its end only.
+    """
+    try:
+        name = _list_of_records(file, _members(file))
+    except ValueError as error:
+        if isinstance(error, DuplicateKey) or not isinstance(_json_line(_first_line(file)), dict):
+            raise
+        yield from _read_jsonl(file, columns)
+        return
+    text = JsonText(blocks(file))
+    for key in text.members():
+        if key == name:
+            yield from text.elements()
+        else:
+            text.value()
+
+
+def _members(file: Path) -> dict[str, bool | None]:
+    """The keys of the object in the file, and of each whether its value is a list of objects; None if it's no list."""
+    text = JsonText(blocks(file))
+    found: dict[str, bool | None] = {}
+    for key in text.members():
+        if text.peek() != "[":
+            text.value()
+            found[key] = None
+        else:
+            found[key] = True
+            for item in text.elements():
+                found[key] = found[key] and isinstance(item, dict)
+    text.end()
+    return found
+
+
+def _list_of_records(file: Path, members: dict[str, bool | None]) -> str:
+    """The key of the one list in an object with such `members`."""
+    lists = [key for key, of_objects in members.items() if of_objects is not None]
+    # One record may well hold lists.
+    if {"messages", "conversations", "prompt", "instruction"}.isdisjoint(members):
+        if len(lists) > 1:
+            raise UserError(
+                f"{file}: holds several lists ({', '.join(map(quoted, lists))}); put the records of one of them into a file of its own"
+            )
+        if lists and members[lists[0]]:
+            return lists[0]
+    raise _no_list(file, {})
+
+
+def _no_list(file: Path, value: Any) -> UserError:
     kinds = {dict: "an object", str: "a text", bool: "true or false", type(None): "null"}
-    raise UserError(
+    return UserError(
         f"{file}: must hold a list of records, [{{…}}, {{…}}], got {kinds.get(type(value), 'a number')}; "
         f"write it as such a list, or one record a line"
     )
 
 
-def _is_a_record(value: dict[str, Any]) -> bool:
-    """Whether an object is one record rather than a wrapper around a list of them."""
-    return not {"messages", "conversations", "prompt", "instruction"}.isdisjoint(value)
-
-
-def _read_jsonl(file: Path, text: str, columns: Columns) -> Iterator[Any]:
+def _read_jsonl(file: Path, columns: Columns) -> Iterator[Any]:
     """One record a line, or a list of them under a name that says otherwise."""
-    if text.lstrip().startswith("["):
-        value = _json_value(text)
-        if isinstance(value, list):
-            yield from value
-            return
+    if JsonText(blocks(file)).peek() == "[" and _is_one_list(file):
+        yield from JsonText(blocks(file)).elements()
+        return
     # Not `str.splitlines`, which would also split inside strings, at U+2028.
-    for line in text.split("\n"):
-        if line.strip("\ufeff \t\r"):
-            yield _json_value(line.strip("\ufeff \t\r"))
+    for line in lines(file, "\n"):
+        if record := line.strip("\ufeff \t\r\n"):
+            yield _json_line(record)
 
 
-def _first_line(text: str) -> str:
-    return next((line for line in text.split("\n") if line.strip()), "")
+def _is_one_list(file: Path) -> bool:
+    """Whether the file's text is one JSON list, and not one a line."""
+    text = JsonText(blocks(file))
+    try:
+        for _ in text.elements():
+            pass
+        text.end()
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
-def _column(column: ChunkedArray, *, read: bool) -> list[Any]:
+def _first_line(file: Path) -> str:
+    return next((line for line in lines(file, "\n") if line.strip()), "")
+
+
+def _column(column: Array, *, read: bool) -> list[Any]:
     """A column's values; of one that isn't read only whether there is one, since Python may have no such value."""
     return column.to_pylist() if read else [True if there else None for there in column.is_valid().to_pylist()]
 
@@ -172,21 +190,24 @@ def _read_parquet(file: Path, columns: Columns) -> Iterator[Any]:
 
     known = {*forms.COLUMNS, *(columns or {}).values()}
     try:
-        # Not `read_table`, which adds columns that it reads out of a path such as lang=en/a.parquet.
-        table = parquet.ParquetFile(file).read()
-        names = table.column_names
+        # Not `read_table`, which adds columns that it reads out of a path such as lang=en/a.parquet. With a buffer, or
+        # a group of rows, which may be the whole file, would be read before it is decoded.
+        table = parquet.ParquetFile(file, buffer_size=BLOCK)
+        names = table.schema_arrow.names
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise UserError(f"{file}: has the column {quoted(twice[0])} twice; rename one of the two")
-        values = {name: _column(table[name], read=forms.is_known(name, known)) for name in names}
-        yield from ({name: values[name][row] for name in names} for row in range(table.num_rows))
+        for batch in table.iter_batches(_ROWS):
+            values = {name: _column(batch.column(name), read=forms.is_known(name, known)) for name in names}
+            yield from ({name: values[name][row] for name in names} for row in range(batch.num_rows))
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise UserError(f"{file}: not a Parquet file that can be read: {' '.join(str(error).split())[:200]}") from None
 
 
-_READERS: dict[str, Callable[[Path, str, Columns], Iterator[Any]]] = {
+_READERS: dict[str, Callable[[Path, Columns], Iterator[Any]]] = {
     ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".csv": read_table,
     ".tsv": read_table,
+    ".parquet": _read_parquet,
 }

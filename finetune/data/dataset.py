@@ -1,32 +1,39 @@
-"""Records to a tokenised, split Arrow dataset."""
+"""Records to tokenised rows, sampled and split."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
+from array import array
 from collections import Counter
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from finetune.data.pieces import Refused
 from finetune.data.prepared import IGNORE, SPLITS
-from finetune.data.prompts import Template
+from finetune.data.prompts import Stretch, Template
 from finetune.data.records import Records
 from finetune.data.turns import Record
 from finetune.errors import UserError
-from finetune.files import whole_folder, write_yaml
-from finetune.places import FACTS
+
+BATCH = 256
+"""Records that are tokenised together."""
 
 
-def encode(record: Record, template: Template, max_length: int) -> dict | None:
+@dataclass(frozen=True)
+class Encoded:
+    """A record as a row of the dataset, and what its last response was before it was cut."""
+
+    row: dict
+    response: Stretch
+
+
+def encode(record: Record, stretches: Sequence[Stretch], max_length: int) -> Encoded | None:
     """One row: `input_ids` and `labels` (-100 outside the responses), both of at most `max_length` tokens.
 
     A response that doesn't fit is cut, and then has no end token; what would follow it is left out.
     `reference` is the last response that is left, `prompt` the text before it. None if the first
-    prompt leaves no room. Raises Refused if the template can't render the record.
+    prompt leaves no room.
     """
-    stretches = template.stretches(record.turns)
     ids: list[int] = []
     labels: list[int] = []
     kept = 0
@@ -39,7 +46,7 @@ def encode(record: Record, template: Template, max_length: int) -> dict | None:
         kept += 2
     if not kept:
         return None
-    return {
+    row = {
         "input_ids": ids,
         "labels": labels,
         "truncated": len(ids) < sum(len(stretch.ids) for stretch in stretches),
@@ -47,57 +54,87 @@ def encode(record: Record, template: Template, max_length: int) -> dict | None:
         "reference": stretches[kept - 1].said,
         "record": record.position,
     }
+    return Encoded(row, stretches[kept - 1])
+
+
+@dataclass
+class Tally:
+    """What `sample` counts while its rows are taken."""
+
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Why records weren't used: 'prompt_too_long', 'template_refused'."""
+    made_of: Counter[str] = field(default_factory=Counter)
+    """Form or source to the rows of it."""
 
 
 def sample(
-    records: list[Record],
+    records: Records,
     template: Template,
+    tally: Tally,
     *,
     size: int,
     seed: int,
     max_length: int,
     weights: dict[str, float],
     on_bad_record: str,
-) -> tuple[list[dict], Counter[str], Counter[str]]:
+) -> Iterator[Encoded]:
     """Encode `size` records (or all, if there are fewer) in an order drawn by `seed`.
 
-    `weights` gives each source its share of `size`; without any all records are alike. Returns the rows,
-    why others were dropped ('prompt_too_long', 'template_refused'), and what the rows are made of
-    (form or source to count). Raises UserError for a record that the template refuses if `on_bad_record`
-    is 'error', or if it refuses all.
+    `weights` gives each source its share of `size`; without any all records are alike. Raises UserError for a record
+    that the template refuses if `on_bad_record` is 'error', or if it refuses all.
     """
-    order = list(range(len(records)))
-    random.Random(seed).shuffle(order)
-    left = Counter(_quotas(weights, size))
-    rows: list[dict] = []
-    dropped: Counter[str] = Counter()
     # A source that gives nothing is named as well.
-    made_of = Counter(
-        {f"source_{source}": 0 for source in {*weights, *(record.source for record in records)} if source}
-    )
-    refusal = ""
-    for record in (records[index] for index in order):
-        if weights and not left[record.source]:
-            continue
-        try:
-            row = encode(record, template, max_length)
-        except Refused as refused:
-            refusal = f"{record.position}: data.template can't take the record: {refused}"
-            if on_bad_record == "error":
-                raise UserError(refusal) from None
-            dropped["template_refused"] += 1
-            continue
-        if row is None:
-            dropped["prompt_too_long"] += 1
-            continue
-        rows.append(row)
-        left[record.source] -= 1
-        made_of.update([f"form_{record.form}", *([f"source_{record.source}"] if record.source else [])])
-        if len(rows) == size:
-            break
-    if not rows and refusal:
+    tally.made_of.update({f"source_{source}": 0 for source in {*weights, *records.sources}})
+    done, refusal = 0, ""
+    left = Counter(_quotas(weights, size)) if weights else Counter({"": size})
+    waiting = _drawn(records, seed)
+    for batch in _batches(waiting, left, weighted=bool(weights)):
+        for record, stretches in zip(batch, template.stretches([record.turns for record in batch]), strict=True):
+            if isinstance(stretches, Refused):
+                refusal = f"{record.position}: data.template can't take the record: {stretches}"
+                if on_bad_record == "error":
+                    raise UserError(refusal)
+                tally.dropped["template_refused"] += 1
+                continue
+            encoded = encode(record, stretches, max_length)
+            if encoded is None:
+                tally.dropped["prompt_too_long"] += 1
+                continue
+            done += 1
+            left[record.source if weights else ""] -= 1
+            tally.made_of.update([f"form_{record.form}", *([f"source_{record.source}"] if record.source else [])])
+            yield encoded
+    if not done and refusal:
         raise UserError(refusal)
-    return rows, dropped, made_of
+
+
+def _drawn(records: Records, seed: int) -> Iterator[Record]:
+    """All records, in an order drawn by `seed`."""
+    order = array("Q", range(len(records.good)))
+    random.Random(seed).shuffle(order)
+    return (records.good[index] for index in order)
+
+
+def _batches(records: Iterator[Record], left: Counter[str], *, weighted: bool) -> Iterator[list[Record]]:
+    """The records in batches that can't be too many: no more of a source than are `left` to it.
+
+    Whoever takes a batch lowers `left` before the next, which goes on where that one ended.
+    """
+    batch: list[Record] = []
+    asked: Counter[str] = Counter()
+    for record in records:
+        source = record.source if weighted else ""
+        # Some of those may yet be dropped, and make room for this one.
+        if batch and (len(batch) == BATCH or asked[source] == left[source]):
+            yield batch
+            batch, asked = [], Counter()
+        if not left.total():
+            return
+        if left[source]:
+            batch.append(record)
+            asked[source] += 1
+    if batch:
+        yield batch
 
 
 def _quotas(weights: dict[str, float], size: int) -> dict[str, int]:
@@ -110,76 +147,19 @@ def _quotas(weights: dict[str, float], size: int) -> dict[str, int]:
     return quotas
 
 
-def split(rows: list[dict], *, validation: float, test: float, dropped: Counter[str]) -> dict[str, list[dict]]:
-    """Cut rows (already in random order) into train, validation and test; each gets at least one row.
+def split(count: int, *, validation: float, test: float, dropped: Counter[str]) -> dict[str, range]:
+    """Cut `count` rows (already in random order) into train, validation and test; each gets at least one row.
 
     Raises UserError if there are fewer than three; it names what `dropped` counts.
     """
-    if len(rows) < len(SPLITS):
+    if count < len(SPLITS):
         counts = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common()) or "none"
         raise UserError(
-            f"data: {len(rows)} usable records are too few to split in three (dropped: {counts}); give more, mend "
+            f"data: {count} usable records are too few to split in three (dropped: {counts}); give more, mend "
             f"those, or raise data.max_length if they are too long"
         )
-    n_validation, n_test = (max(1, round(share * len(rows))) for share in (validation, test))
+    n_validation, n_test = (max(1, round(share * count)) for share in (validation, test))
     held_out = n_validation + n_test
-    if held_out >= len(rows):
+    if held_out >= count:
         raise UserError("data.validation, data.test: together they leave no training record; lower one of them")
-    return {"test": rows[:n_test], "validation": rows[n_test:held_out], "train": rows[held_out:]}
-
-
-def save(splits: dict[str, list[dict]], facts: dict, folder: Path) -> None:
-    """Write the splits as an Arrow `DatasetDict` with `facts` beside it, the same bytes for the same rows."""
-    from datasets import Dataset, DatasetDict, Features, List, Value
-
-    features = Features(
-        {
-            "input_ids": List(Value("int32")),
-            "labels": List(Value("int32")),
-            "truncated": Value("bool"),
-            "prompt": Value("string"),
-            "reference": Value("string"),
-            "record": Value("string"),
-        }
-    )
-    with whole_folder(folder) as draft:
-        DatasetDict({name: Dataset.from_list(splits[name], features=features) for name in SPLITS}).save_to_disk(draft)
-        for state in draft.rglob("state.json"):
-            _steady_fingerprint(state)
-        write_yaml(draft / FACTS, facts)
-
-
-def _steady_fingerprint(state: Path) -> None:
-    """datasets puts a fingerprint of the process in state.json; take one of the data instead."""
-    value = json.loads(state.read_text())
-    value["_fingerprint"] = hashlib.sha256(
-        b"".join(p.read_bytes() for p in sorted(state.parent.glob("*.arrow")))
-    ).hexdigest()[:16]
-    state.write_text(json.dumps(value, indent=2, sort_keys=True))
-
-
-def statistics(
-    splits: dict[str, list[dict]], records: Records, dropped: Counter[str], made_of: Counter[str]
-) -> dict[str, Any]:
-    """Counts and length percentiles (tokens of prompt and response) for metrics/data.json.
-
-    `dropped` and `made_of` are what `sample` counted.
-    """
-    import numpy
-
-    rows = [row for name in SPLITS for row in splits[name]]
-    lengths = numpy.array([len(row["input_ids"]) for row in rows])
-    facts: dict[str, Any] = {"records_read": len(records.good) + records.dropped.total(), "records_kept": len(rows)}
-    facts |= {f"{name}_records": len(splits[name]) for name in SPLITS}
-    facts |= dict(sorted(made_of.items()))
-    facts |= {f"dropped_{reason}": count for reason, count in sorted((records.dropped + dropped).items())}
-    facts |= {"unanswered_turns": records.unanswered} if records.unanswered else {}
-    facts |= {f"ignored_column_{name}": count for name, count in sorted(records.ignored.items())}
-    facts |= {f"length_p{q}": round(float(numpy.percentile(lengths, q)), 1) for q in (50, 90, 99)}
-    facts |= {
-        "length_max": int(lengths.max()),
-        "tokens": int(lengths.sum()),
-        "response_tokens": sum(label != IGNORE for row in rows for label in row["labels"]),
-        "truncated_share": round(sum(row["truncated"] for row in rows) / len(rows), 4),
-    }
-    return facts
+    return {"test": range(n_test), "validation": range(n_test, held_out), "train": range(held_out, count)}

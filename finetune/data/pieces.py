@@ -71,22 +71,42 @@ class Marks:
         return any(name in folded for name in self._folded)
 
 
-def token_ids(
-    tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece], marks: Marks, *, start: bool = False
-) -> list[int]:
-    """Token ids of the pieces' text. `start`: with the token that the model's sequences start with, if it has one.
+Run = tuple[Sequence[Piece], bool]
+"""Pieces that are tokenised as one text, and whether with the token that the model's sequences start with, if it has one."""
 
-    Raises Refused if the tokenizer can't read a mark as plain text.
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, runs: Sequence[Run], marks: Marks) -> list[list[int] | Refused]:
+    """Token ids of each of `runs`; Refused in its place if the tokenizer can't read a mark in it as plain text.
+
+    Plain runs are tokenised together, on all cores where the tokenizer knows how to.
     """
-    text = "".join(piece.text for piece in pieces)
-    if not any(marks.may_be_in(piece.text) for piece in pieces if not piece.own):
-        ids = tokenizer(text, add_special_tokens=start)["input_ids"]
-        return ids[:-1] if start and ids and ids[-1] == tokenizer.eos_token_id else ids
+    found: list[list[int] | Refused] = [[]] * len(runs)
+    plain: dict[bool, list[int]] = {True: [], False: []}
+    for index, (pieces, start) in enumerate(runs):
+        if any(marks.may_be_in(piece.text) for piece in pieces if not piece.own):
+            found[index] = _beside_marks(tokenizer, pieces, marks, start)
+        else:
+            plain[start].append(index)
+    for start, indices in plain.items():
+        texts = ["".join(piece.text for piece in runs[index][0]) for index in indices]
+        rows = tokenizer(texts, add_special_tokens=start, return_attention_mask=False)["input_ids"] if texts else []
+        for index, ids in zip(indices, rows, strict=True):
+            found[index] = ids[:-1] if start and ids and ids[-1] == tokenizer.eos_token_id else ids
+    return found
+
+
+def _beside_marks(
+    tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece], marks: Marks, start: bool
+) -> list[int] | Refused:
+    """Token ids of pieces of which one that a person wrote may hold a mark."""
     parts = [part for piece in pieces for part in (marks.split(piece.text) if piece.own else [piece.text])]
     ids = _start(tokenizer) if start else []
-    for is_text, group in groupby(parts, lambda part: isinstance(part, str)):
-        run = list(group)
-        ids += _plain(tokenizer, "".join(map(str, run)), marks) if is_text else [int(part) for part in run]
+    try:
+        for is_text, group in groupby(parts, lambda part: isinstance(part, str)):
+            run = list(group)
+            ids += _plain(tokenizer, "".join(map(str, run)), marks) if is_text else [int(part) for part in run]
+    except Refused as refused:
+        return refused
     return ids
 
 

@@ -13,7 +13,7 @@ from finetune.files import read_yaml
 from finetune.places import FACTS
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict
     from transformers import PreTrainedTokenizerBase
 
 SPLITS = ("train", "validation", "test")
@@ -42,11 +42,34 @@ def load(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[DatasetDict,
 
 def prompt_ids(rows: Iterable[dict[str, Any]]) -> list[list[int]]:
     """The token ids of each row up to where its last response starts; a row ends in that response."""
-    return [row["input_ids"][: _last_masked(row["labels"]) + 1] for row in rows]
+    return [row["input_ids"][: prompt_length(row["labels"])] for row in rows]
 
 
-def _last_masked(labels: list[int]) -> int:
-    return max(index for index, label in enumerate(labels) if label == IGNORE)
+def prompt_length(labels: list[int]) -> int:
+    """Tokens of a row before its last response."""
+    return len(labels) - labels[::-1].index(IGNORE)
+
+
+def lengths(split: Dataset) -> list[int]:
+    """Tokens of each row, from the column's offsets: no row is read."""
+    from pyarrow import compute
+
+    return compute.list_value_length(split.data.column("input_ids")).to_pylist()
+
+
+def extremes(split: Dataset) -> list[list[int]]:
+    """The token ids of the shortest row, the first if there are several, and of the longest, the last of those."""
+    found = lengths(split)
+    shortest = found.index(min(found))
+    longest = len(found) - 1 - found[::-1].index(max(found))
+    return [split[index]["input_ids"] for index in (shortest, longest)]
+
+
+def highest_token(split: Dataset) -> int:
+    """The highest token id of the split."""
+    from pyarrow import compute
+
+    return max(compute.max(chunk.flatten()).as_py() for chunk in split.data.column("input_ids").chunks if len(chunk))
 
 
 def tokenizer_id(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, cast
 
 from finetune.data import alpaca
 from finetune.data.chat import ChatTemplate
-from finetune.data.pieces import Marks, Piece, Refused, token_ids
+from finetune.data.pieces import Marks, Piece, Refused, Run, token_ids
 from finetune.data.turns import Turn
 from finetune.errors import UserError
 
@@ -43,21 +43,16 @@ class Template:
         """Ids of the tokens that end an answer; the first closes each response."""
         return [self._chat.end_token if self._chat else cast(int, self._tokenizer.eos_token_id)]
 
-    def stretches(self, turns: Sequence[Turn]) -> list[Stretch]:
-        """The conversation's tokens: prompt and response in turn, from the first prompt to the last response.
+    def stretches(self, conversations: Sequence[Sequence[Turn]]) -> list[list[Stretch] | Refused]:
+        """The tokens of each conversation: prompt and response in turn, from the first prompt to the last response.
 
-        Raises Refused if the template can't render it.
+        Refused, if the template can't render it.
         """
-        pieces = self._chat.pieces(turns) if self._chat else self._alpaca(turns)
-        cuts = [0, *(i for i in range(1, len(pieces)) if pieces[i].loss != pieces[i - 1].loss), len(pieces)]
+        plans = [self._plan(turns) for turns in conversations]
+        runs = [run for plan in plans if isinstance(plan, _Plan) for run in plan.runs]
+        ids = iter(token_ids(self._tokenizer, runs, self._marks))
         return [
-            Stretch(
-                ids,
-                "".join(piece.text for piece in pieces[start:end]),
-                "".join(piece.text for piece in pieces[start:end] if not piece.own),
-                pieces[start].loss,
-            )
-            for (start, end), ids in zip(pairwise(cuts), self._ids(pieces, cuts[1:]), strict=True)
+            plan.stretches(list(islice(ids, len(plan.runs)))) if isinstance(plan, _Plan) else plan for plan in plans
         ]
 
     def question_ids(self, turns: Sequence[Turn]) -> list[int]:
@@ -67,29 +62,59 @@ class Template:
         """
         try:
             pieces = self._chat.pieces(turns, answer_next=True) if self._chat else self._alpaca(turns)
-            return token_ids(self._tokenizer, pieces, self._marks, start=self._chat is None)
+            (ids,) = token_ids(self._tokenizer, [(pieces, self._chat is None)], self._marks)
+            if isinstance(ids, Refused):
+                raise ids
+            return ids
         except Refused as refused:
             raise UserError(f"the model can't take this prompt: {refused}") from None
+
+    def _plan(self, turns: Sequence[Turn]) -> _Plan | Refused:
+        try:
+            pieces = self._chat.pieces(turns) if self._chat else self._alpaca(turns)
+        except Refused as refused:
+            return refused
+        cuts = [0, *(i for i in range(1, len(pieces)) if pieces[i].loss != pieces[i - 1].loss), len(pieces)]
+        return _Plan(pieces, cuts, whole=self._chat is not None)
 
     def _alpaca(self, turns: Sequence[Turn]) -> list[Piece]:
         if not alpaca.alternate([*turns, Turn("assistant", "")] if turns[-1].role == "user" else turns):
             raise Refused("question and answer don't take turns; use -S data.template=chat")
         return alpaca.pieces(turns, cast(str, self._tokenizer.eos_token))
 
-    def _ids(self, pieces: list[Piece], ends: list[int]) -> list[list[int]]:
-        """Token ids of the pieces up to each of `ends`.
 
-        A chat is tokenised as a whole, as its model knows it, unless a token would lie across an end:
-        an answer is always written after its question's tokens.
-        """
-        start = self._chat is None
-        apart = [
-            token_ids(self._tokenizer, pieces[first:last], self._marks, start=start and first == 0)
-            for first, last in pairwise([0, *ends])
+class _Plan:
+    """A conversation on its way to tokens.
+
+    A chat is tokenised as a whole, as its model knows it, unless a token would lie across the end of a stretch: an
+    answer is always written after its question's tokens. Alpaca's stretches are tokenised each for itself.
+    """
+
+    def __init__(self, pieces: list[Piece], cuts: list[int], whole: bool) -> None:
+        """`cuts` are the indices of `pieces` at which a stretch starts or ends."""
+        self._pieces, self._cuts = pieces, cuts
+        self.runs: list[Run] = [(pieces[first:last], not whole and first == 0) for first, last in pairwise(cuts)]
+        """What is to be tokenised."""
+        if whole:
+            self.runs += [(pieces[:end], False) for end in cuts[1:]]
+
+    def stretches(self, ids: list[list[int] | Refused]) -> list[Stretch] | Refused:
+        """The conversation's stretches, given the token ids of each of its runs."""
+        good: list[list[int]] = []
+        for run in ids:
+            if isinstance(run, Refused):
+                return run
+            good.append(run)
+        count = len(self._cuts) - 1
+        apart, upto = good[:count], good[count:]
+        if upto and all(upto[-1][: len(run)] == run for run in upto):
+            apart = [after[len(before) :] for before, after in pairwise([[], *upto])]
+        return [
+            Stretch(
+                run,
+                "".join(piece.text for piece in self._pieces[start:end]),
+                "".join(piece.text for piece in self._pieces[start:end] if not piece.own),
+                self._pieces[start].loss,
+            )
+            for (start, end), run in zip(pairwise(self._cuts), apart, strict=True)
         ]
-        if self._chat is None:
-            return apart
-        upto = [token_ids(self._tokenizer, pieces[:end], self._marks) for end in ends]
-        if any(upto[-1][: len(ids)] != ids for ids in upto):
-            return apart
-        return [after[len(before) :] for before, after in pairwise([[], *upto])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections import Counter
@@ -11,9 +12,10 @@ from pathlib import Path
 
 from finetune.data import forms
 from finetune.data.datafiles import Columns, files_at, raw_records
+from finetune.data.spool import Spool, StoredRecords
 from finetune.data.turns import Record
 from finetune.errors import UserError
-from finetune.files import write_text
+from finetune.files import whole_file
 from finetune.sources.provenance import provenance
 
 
@@ -21,26 +23,31 @@ from finetune.sources.provenance import provenance
 class Records:
     """What was read, and what wasn't used of it."""
 
-    good: list[Record]
+    good: StoredRecords
     dropped: Counter[str] = field(default_factory=Counter)
     """Reason, a key of `forms.EXPLAIN` or 'duplicate', to a count."""
     unanswered: int = 0
     """Turns left out because no answer to learn follows them."""
     ignored: Counter[str] = field(default_factory=Counter)
     """Column that no form reads, to the records that have one."""
+    sources: frozenset[str] = frozenset()
+    """Folders of the sources that the good records came from, where several are mixed."""
 
 
-def read_records(path: Path, on_bad_record: str, columns: Columns = None) -> Records:
+def read_records(path: Path, on_bad_record: str, columns: Columns = None, folder: Path | None = None) -> Records:
     """Read every data file at `path` (file or folder): the distinct good records, and why others were dropped.
 
-    Records are distinct by all that comes before the last answer, white space aside; the first is kept.
+    Records are distinct by all that comes before the last answer, white space aside; the first is kept. They are put
+    aside on the disk, in a file without a name in `folder`; memory holds a few bytes of each.
 
     Raises UserError for an unreadable file, for no usable record, and, if `on_bad_record` is
     'error', for the first broken record (a duplicate isn't broken).
     """
-    good: dict[tuple[str, ...], Record] = {}
+    good = StoredRecords(folder)
+    seen = set[bytes]()
     dropped: Counter[str] = Counter()
     ignored: Counter[str] = Counter()
+    sources = set[str]()
     unanswered = 0
     for source, file, index, raw in _every_raw_record(path, columns):
         position = f"{_name(file, path)}[{index}]"
@@ -52,11 +59,22 @@ def read_records(path: Path, on_bad_record: str, columns: Columns = None) -> Rec
         record = Record(reading.turns, position, reading.form, source)
         unanswered += reading.unanswered
         ignored.update(reading.ignored)
-        if good.setdefault(record.question, record) is not record:
+        question = _hash(record)
+        if question in seen:
             dropped["duplicate"] += 1
+            continue
+        seen.add(question)
+        sources.add(source)
+        good.append(record)
     if not good:
         raise UserError(f"{path}: holds no usable record: {_reasons(dropped)}")
-    return Records(list(good.values()), dropped, unanswered, ignored)
+    return Records(good, dropped, unanswered, ignored, frozenset(sources - {""}))
+
+
+def _hash(record: Record) -> bytes:
+    """128 bits that two records share only if their questions are the same."""
+    # No part holds a line break.
+    return hashlib.blake2b("\n".join(record.question).encode(), digest_size=16).digest()
 
 
 def weights(path: Path) -> dict[str, float]:
@@ -67,18 +85,31 @@ def weights(path: Path) -> dict[str, float]:
 def keep_sample(folder: Path, size: int, seed: int, columns: Columns = None) -> None:
     """Replace the data files in `folder` by one JSON file with at most `size` of their records, drawn by `seed`.
 
-    Of several sources each is sampled so.
+    Of several sources each is sampled so. Memory holds a few bytes of each record.
     """
     for part in _sources(folder):
         files = files_at(part)
-        records = [
-            raw for file in files for _, raw in raw_records(file, columns) if not isinstance(raw, forms.Unreadable)
-        ]
-        chosen = random.Random(seed).sample(records, min(size, len(records)))
+        spool = Spool(part)
+        for file in files:
+            for _, raw in raw_records(file, columns):
+                if not isinstance(raw, forms.Unreadable):
+                    # Escaped, because half of a surrogate pair can't be written in UTF-8; dates of Parquet become texts.
+                    spool.append(json.dumps(raw, indent=2, default=str))
+        chosen = random.Random(seed).sample(range(len(spool)), min(size, len(spool)))
         for file in files:
             file.unlink()
-        # Escaped, because half of a surrogate pair can't be written in UTF-8; dates of Parquet become texts.
-        write_text(part / "sample.json", json.dumps(chosen, indent=2, default=str))
+        _write_list(part / "sample.json", (spool[index] for index in chosen))
+
+
+def _write_list(path: Path, items: Iterator[str]) -> None:
+    """Write the JSON `items`, each indented by two spaces, as one list so."""
+    with whole_file(path) as draft, draft.open("w", encoding="utf-8", newline="\n") as file:
+        separator = "["
+        for item in items:
+            indented = item.replace("\n", "\n  ")
+            file.write(f"{separator}\n  {indented}")
+            separator = ","
+        file.write("[]" if separator == "[" else "\n]")
 
 
 def _sources(path: Path) -> list[Path]:

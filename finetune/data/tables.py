@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from finetune.data import forms
 from finetune.data.forms import COLUMNS, Unreadable
+from finetune.data.texts import lines
 from finetune.errors import UserError, quoted
 
 DELIMITERS = (",", "\t", ";", "|")
@@ -21,20 +22,22 @@ _SWALLOWED = 2
 _EXCELS_LINE = re.compile(r"\A\ufeff?sep=.\r?\n")
 """Excel's own way to name the delimiter, which the header says as well."""
 
-_LARGEST_CELL = 2**31 - 1
-"""Python's csv refuses a cell above 131,072 characters by default; a C long on Windows has 32 bits."""
+_LARGEST_CELL = 2**24
+"""Characters. Python's csv refuses a cell above 131,072 by default; without a limit an open quote at a large file's start
+would have all of it held as one cell."""
 
 
-def read_table(file: Path, text: str, columns: dict[str, str] | None) -> Iterator[dict[str, Any] | Unreadable]:
+def read_table(file: Path, columns: dict[str, str] | None) -> Iterator[dict[str, Any] | Unreadable]:
     """Rows as dicts from column to text; a row that isn't one comes as Unreadable.
 
     Raises UserError for a first line that names no known column or one twice, and for quotes that don't close.
     """
     csv.field_size_limit(_LARGEST_CELL)
-    text = _EXCELS_LINE.sub("", text)
     known = {*COLUMNS, *(columns or {}).values()}
-    delimiter = _delimiter(text, known)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    text = lines(file, "")
+    head = _head(text)
+    delimiter = _delimiter(head, known)
+    rows = csv.reader(chain(head, text), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     started = 1
     try:
@@ -59,9 +62,18 @@ def read_table(file: Path, text: str, columns: dict[str, str] | None) -> Iterato
         ) from None
 
 
-def _delimiter(text: str, known: set[str]) -> str:
+def _head(text: Iterator[str]) -> list[str]:
+    """Take the lines up to the first that isn't blank, Excel's own left out."""
+    first = next(text, "")
+    head = [] if _EXCELS_LINE.fullmatch(first) else [first]
+    while not "".join(head).strip() and (line := next(text, "")):
+        head.append(line)
+    return head
+
+
+def _delimiter(head: list[str], known: set[str]) -> str:
     """The delimiter under which the first line names the most known columns; a comma if none does."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in "".join(head).splitlines() if line.strip()), "")
 
     def named(delimiter: str) -> int:
         return sum(forms.is_known(cell.strip().strip('"'), known) for cell in first.split(delimiter))

@@ -1,5 +1,6 @@
 """The plots of one run: title says what, axes say units, colours are the method's."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -14,9 +15,8 @@ from finetune.files import whole_file
 from finetune.methods import BASE, Method
 
 
-def lengths(splits: dict[str, list[dict]], max_length: int, target: Path) -> None:
+def lengths(values: Sequence[int], max_length: int, target: Path) -> None:
     """Histogram of sequence lengths, prompt and response together."""
-    values = [len(row["input_ids"]) for rows in splits.values() for row in rows]
     figure, axes = _figure(
         f"Lengths of the {len(values)} prepared sequences", "tokens (prompt and response)", "sequences"
     )

@@ -4,7 +4,8 @@ from functools import lru_cache
 
 from finetune import params, places
 from finetune.data.records import read_records
-from finetune.data.turns import Record, Turn
+from finetune.data.spool import StoredRecords
+from finetune.data.turns import Turn
 from finetune.errors import UserError
 
 
@@ -13,7 +14,8 @@ def question(position: str, reference: str) -> Turn:
 
     Raises UserError if data/raw holds other data now, or the record is a longer conversation.
     """
-    record = _records().get(position)
+    records, indices = _records()
+    record = records[indices[position]] if position in indices else None
     if record is None or not record.turns[-1].text.strip().startswith(reference.strip()):
         raise UserError(f"{position}: {places.RAW} holds other data than this run had; copy the prompt by hand")
     asked = [turn for turn in record.turns[:-1] if turn.role != "system"]
@@ -23,6 +25,7 @@ def question(position: str, reference: str) -> Turn:
 
 
 @lru_cache(maxsize=1)
-def _records() -> dict[str, Record]:
+def _records() -> tuple[StoredRecords, dict[str, int]]:
+    """The records of data/raw, and the index of the one at each position."""
     found = read_records(places.RAW, "drop", params.load().data.columns).good
-    return {record.position: record for record in found}
+    return found, {record.position: index for index, record in enumerate(found)}
