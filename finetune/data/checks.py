@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
-    from finetune.data.dataset import Encoded
     from transformers import PreTrainedTokenizerBase
+
+    from finetune.data.dataset import Encoded
 
 _TOO_MUCH = 0.5
 """A larger share of unknown tokens, or of texts that don't come back, leaves nothing to learn."""

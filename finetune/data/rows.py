@@ -60,7 +60,7 @@ class Rows:
         self._folder = existing(folder)
         self._schema = _features().arrow_schema
         with disk_named(self._folder):
-            self._file = tempfile.TemporaryFile(dir=self._folder, suffix=".draft")
+            self._file = tempfile.TemporaryFile(dir=self._folder, suffix=".draft")  # noqa: SIM115
             self._writer = ipc.new_file(self._file, self._schema)
 
     def __len__(self) -> int:

@@ -22,7 +22,7 @@ class Spool:
         for temporary ones. Nothing stays of it, whatever ends the process."""
         self._folder = existing(folder) if folder else Path(tempfile.gettempdir())
         with disk_named(self._folder):
-            self._file = tempfile.TemporaryFile(dir=self._folder, suffix=".draft")
+            self._file = tempfile.TemporaryFile(dir=self._folder, suffix=".draft")  # noqa: SIM115
         self._ends = array("Q", [0])
         self._reading = False
 

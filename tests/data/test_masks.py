@@ -18,7 +18,7 @@ OF_TRL = json.loads((Path(__file__).parent / "assistant_masks.json").read_text()
 def test_smollm2_learns_of_a_conversation_what_trl_learns(smollm2, expected):
     template = Template("chat", tokenizers.load(smollm2))
     turns = [Turn(message["role"], message["content"]) for message in expected["messages"]]
-    stretches = template.stretches(turns)
+    (stretches,) = template.stretches([turns])
     ids = [token for stretch in stretches for token in stretch.ids]
     labels = [token if stretch.loss else -100 for stretch in stretches for token in stretch.ids]
     # TRL keeps the line break that the template writes behind the last answer, without loss.
@@ -47,9 +47,8 @@ def learnt(smollm2):
 
     def run(chat_template: str, turns: list[Turn] = TURNS) -> list[str]:
         tokenizer.chat_template = chat_template
-        return [
-            tokenizer.decode(stretch.ids) for stretch in Template("chat", tokenizer).stretches(turns) if stretch.loss
-        ]
+        (stretches,) = Template("chat", tokenizer).stretches([turns])
+        return [tokenizer.decode(stretch.ids) for stretch in stretches if stretch.loss]
 
     return run
 
@@ -123,7 +122,7 @@ def test_however_a_template_asks_for_the_date_it_stands_still(smollm2, way, text
     tokenizer = tokenizers.load(smollm2)
     tokenizer.chat_template = way + "|" + CHATML
     template = Template("chat", tokenizer)
-    prompt = template.stretches(TURNS)[0].text
+    prompt = template.stretches([TURNS])[0][0].text
     assert prompt.startswith(f"{text}|<|im_start|>user\nHi.")
     assert tokenizer.decode(template.question_ids([Turn("user", "Hi.")])) == prompt
 
