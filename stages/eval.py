@@ -93,9 +93,9 @@ def _score(args: Namespace, p: params.Params, out: places.Places, group: Group) 
         for_all(own, group) as kept,
     ):
         with device.enough_memory(_ADVICE):
-            probe.check_vocabulary(model, test["input_ids"][:], tokenizer.pad_token_id)
-            packed = probe.can_be_packed(model, test["input_ids"][:])
-            losses = portions.losses(model, list(test), TOKENS_PER_PASS if packed else 1, kept, group)
+            probe.check_vocabulary(model, max(prepared.highest_token(test), tokenizer.pad_token_id))
+            packed = probe.can_be_packed(model, prepared.extremes(test))
+            losses = portions.losses(model, test, TOKENS_PER_PASS if packed else 1, kept, group)
             scoring.check_losses(test, losses)
             answers = portions.answers(
                 model,
@@ -109,7 +109,8 @@ def _score(args: Namespace, p: params.Params, out: places.Places, group: Group) 
         if not group.is_first:
             return
         # Before the scores of the whole, so that answers which took hours are kept whatever comes after them.
-        files.write_jsonl(out.folder / f"{answers_name}.jsonl", scoring.beside(test, answers, losses, p.eval.tokenize))
+        texts = test.select_columns(["record", "prompt", "reference"])
+        files.write_jsonl(out.folder / f"{answers_name}.jsonl", scoring.beside(texts, answers, losses, p.eval.tokenize))
         report, facts = _figures(answers, references, losses, at_best, p.eval.tokenize)
         files.write_json(metrics, report)
         files.write_json(metrics.with_suffix(".facts.json"), facts)

@@ -86,19 +86,19 @@ def _train(args: Namespace, p: params.Params, out: places.Places, group: Group) 
     with unfinished("train", run, out.metrics / "train.json") if group.is_first else nullcontext() as kept:
         meter = Meter().start()
         transformers.set_seed(p.seed)
-        rows = splits["train"]["input_ids"][:]
+        extremes = prepared.extremes(splits["train"])
         shard = p.launch.shard and group.size > 1
         with device.enough_memory("choose a smaller model.source, or method qlora"):
-            tokens = longest_pass(map(len, rows), p.train.batch_size, p.train.tokens_per_micro_batch)
+            tokens = longest_pass(prepared.lengths(splits["train"]), p.train.batch_size, p.train.tokens_per_micro_batch)
             model = trainable(base, method, p.lora, tokens, shard=shard)
         add_end_tokens(model, facts["end_tokens"])
         if group.is_first:
             saved.check_can_be_saved(model, tokenizer, facts, provenance(base), out.folder)
             disk.check_writable(out.metrics, out.plots)
         with device.enough_memory("lower data.max_length, or choose a smaller model.source"):
-            probe.check_vocabulary(model, rows, tokenizer.pad_token_id)
-            packed = probe.can_be_packed(model, rows)
-            check_reached(model, min(rows, key=len))
+            probe.check_vocabulary(model, max(prepared.highest_token(splits["train"]), tokenizer.pad_token_id))
+            packed = probe.can_be_packed(model, extremes)
+            check_reached(model, extremes[0])
         trained, total = parameter_counts(model)
         where = f"{device.describe()}{f', in {group.size} processes' * (group.size > 1)}"
         print(f"{method.name}: {trained:,} of {total:,} parameters trained, on {where}")

@@ -147,7 +147,7 @@ class Decoder:
         names = [OWN] * len(prompts) if adapters is None else list(adapters)
         self._adapters += names
         waiting = iter(prompts)
-        for lengths in grouped(map(len, prompts), TOKENS_PER_PASS):
+        for lengths in grouped(map(len, prompts), int, TOKENS_PER_PASS):
             self._slots.enter(lengths)
             spare = -sum(lengths) % ROUND_ROWS_TO
             self._send(names[start : start + len(lengths)], lengths, spare)

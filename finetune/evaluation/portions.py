@@ -20,6 +20,7 @@ from finetune.evaluation import generation
 from finetune.kernels.loss import SequenceLoss, sequence_losses
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -31,12 +32,12 @@ BATCHES = 2
 
 
 def losses(
-    model: PreTrainedModel | PeftModel, rows: list[dict], tokens: int, kept: Path, group: Group
+    model: PreTrainedModel | PeftModel, rows: Dataset, tokens: int, kept: Path, group: Group
 ) -> list[SequenceLoss]:
     """`sequence_losses` of each portion of `rows`; those that the folder `kept` holds are read instead."""
 
     def make(part: slice) -> list[dict]:
-        return [asdict(loss) for loss in sequence_losses(model, rows[part], tokens)]
+        return [asdict(loss) for loss in sequence_losses(model, rows.select(range(part.start, part.stop)), tokens)]
 
     return [SequenceLoss(**row) for row in _each_kept("losses", _portions(len(rows), SEQUENCES), make, kept, group)]
 

@@ -50,8 +50,8 @@ class TestSet:
         """The loss of each example under `model`, which takes our attention from here on."""
         if model.config._attn_implementation != ATTENTION_NAME:
             model.set_attn_implementation(ATTENTION_NAME)
-        rows = self._test["input_ids"][:]
-        losses = sequence_losses(model, self._test, TOKENS_PER_PASS if probe.can_be_packed(model, rows) else 1)
+        packed = probe.can_be_packed(model, prepared.extremes(self._test))
+        losses = sequence_losses(model, self._test, TOKENS_PER_PASS if packed else 1)
         scoring.check_losses(self._test, losses)
         return numpy.array([loss.nats for loss in losses])
 

@@ -6,7 +6,7 @@ are at hand (as in Liger Kernel, Hsu et al. 2024, section 3.2), so neither logit
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -149,11 +149,11 @@ def sequence_losses(model: PreTrainedModel | PeftModel, rows: Iterable[dict], to
     return [loss for count, part in evaluation_passes(rows, tokens) for loss in losses_of(model, part, count)]
 
 
-def evaluation_passes(rows: Iterable[dict], tokens: int) -> list[tuple[int, Batch]]:
-    """`rows` in passes of at most `tokens` tokens, and how many of them each holds."""
-    batch = pack(list(rows))
-    counts = map(len, grouped(batch["lengths"].tolist(), tokens))
-    return list(zip(counts, micro_batches(batch, tokens), strict=True))
+def evaluation_passes(rows: Iterable[dict], tokens: int) -> Iterator[tuple[int, Batch]]:
+    """`rows` in passes of at most `tokens` tokens, and how many of them each holds; one pass is held at a time."""
+    for group in grouped(rows, lambda row: len(row["input_ids"]), tokens):
+        (part,) = micro_batches(pack(group), tokens)
+        yield len(group), part
 
 
 def losses_of(model: PreTrainedModel | PeftModel, batch: Batch, count: int) -> list[SequenceLoss]:

@@ -1,7 +1,9 @@
 """Batches of a prepared split: sequences of unlike length end to end in one row, without padding between them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from heapq import nlargest
 from itertools import accumulate, chain
+from typing import TypeVar
 
 import torch
 from torch.nn.functional import pad
@@ -12,6 +14,7 @@ from finetune.kernels.attention import ROUND_ROWS_TO
 Batch = dict[str, torch.Tensor]
 """input_ids, labels, position_ids: (1, tokens); lengths: (sequences)."""
 
+Item = TypeVar("Item")
 
 TOKENS_PER_PASS = 1024
 """Tokens of a packed pass in evaluation at most, unless a single sequence is longer."""
@@ -56,8 +59,8 @@ def filler() -> Batch:
 
 def longest_pass(lengths: Iterable[int], sequences: int, tokens: int) -> int:
     """Tokens of the longest micro-batch that `sequences` of `lengths` can make, by `tokens` as in `micro_batches`."""
-    longest = sorted(lengths)[-sequences:]
-    most = min(sum(longest), max(tokens, longest[-1]))
+    longest = nlargest(sequences, lengths)
+    most = min(sum(longest), max(tokens, longest[0]))
     return most + -most % ROUND_ROWS_TO
 
 
@@ -68,20 +71,31 @@ def micro_batches(batch: Batch, tokens: int) -> Iterator[Batch]:
     multiple of `ROUND_ROWS_TO` with a sequence that has no targets.
     """
     end = 0
-    for group in grouped(batch["lengths"].tolist(), tokens):
+    for group in grouped(batch["lengths"].tolist(), int, tokens):
         start, end = end, end + sum(group)
         yield _filled({key: batch[key][:, start:end] for key in ("input_ids", "labels", "position_ids")}, group)
 
 
-def grouped(lengths: Iterable[int], tokens: int) -> list[list[int]]:
-    """`lengths` of sequences in passes of at most `tokens` tokens in all, or of one sequence that is longer."""
-    groups: list[list[int]] = []
-    for length in lengths:
-        if groups and sum(groups[-1]) + length <= tokens:
-            groups[-1].append(length)
-        else:
-            groups.append([length])
-    return groups
+def grouped(items: Iterable[Item], length: Callable[[Item], int], tokens: int) -> Iterator[list[Item]]:
+    """Sequences, each of so many tokens as `length` says, in passes of at most `tokens` in all, or of one that is longer.
+
+    Only one pass is held at a time.
+    """
+    group: list[Item] = []
+    total = 0
+    for item in items:
+        if group and total + length(item) > tokens:
+            yield group
+            group, total = [], 0
+        group.append(item)
+        total += length(item)
+    if group:
+        yield group
+
+
+def pass_sizes(lengths: Iterable[int], tokens: int) -> list[int]:
+    """Tokens of each pass that sequences of `lengths` make, filler included."""
+    return [sum(group) + -sum(group) % ROUND_ROWS_TO for group in grouped(lengths, int, tokens)]
 
 
 def _filled(rows: Batch, lengths: list[int]) -> Batch:

@@ -86,9 +86,9 @@ def outcome(model: Model, ids: Sequence[int], passes: Passes) -> torch.Tensor:
         return passes(_packed, [ids])
 
 
-def check_vocabulary(model: Model, rows: list[list[int]], padding: int) -> None:
-    """Raise UserError if a token of `rows`, or the one that pads prompts, is none of the model's."""
-    known, highest = _vocabulary(model), max(padding, *map(max, rows))
+def check_vocabulary(model: Model, highest: int) -> None:
+    """Raise UserError if `highest`, the highest token id of the data or of the padding, is none of the model's."""
+    known = _vocabulary(model)
     if highest >= known:
         raise UserError(
             f"model.source: the tokenizer gives token {highest}, but the model has embeddings for 0 to {known - 1} only; "

@@ -19,6 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from finetune import endings, params
 from finetune.costs.memory_parts import MemoryParts, memory_parts
 from finetune.costs.meter import Meter
+from finetune.data import prepared
 from finetune.device import compute_dtype
 from finetune.distributed.folders import seen_by_all
 from finetune.distributed.group import Group
@@ -86,7 +87,7 @@ def train(
     training changed no weight, or if another process ends; `endings.Ended` after a signal.
     """
     shard = shard and group.size > 1
-    shortest = min(splits["train"]["input_ids"], key=len)
+    shortest, _ = prepared.extremes(splits["train"])
     with tempfile.TemporaryDirectory() as scratch, _without_input_casts(model):
         folder = unfinished or Path(scratch)
         resumed = seen_by_all(snapshot.newest(folder) if group.is_first else None, group, Path(scratch))

@@ -6,14 +6,18 @@ what: not the batch of an optimizer step, nor the steps of an epoch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 
+from finetune.data.prepared import lengths
 from finetune.distributed.group import Group, dealt, in_order
 from finetune.distributed.wrapped import Passes
 from finetune.kernels.loss import SequenceLoss, evaluation_passes, losses_of
-from finetune.kernels.packing import Batch, filler, grouped, micro_batches, selected
+from finetune.kernels.packing import Batch, filler, micro_batches, pass_sizes, selected
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def own_share(batch: Batch, tokens: int, group: Group) -> list[Batch]:
@@ -24,23 +28,24 @@ def own_share(batch: Batch, tokens: int, group: Group) -> list[Batch]:
     """
     if group.size == 1:
         return list(micro_batches(batch, tokens))
-    lengths = batch["lengths"].tolist()
-    lots = dealt(lengths, group.size)
-    most = max(len(grouped([lengths[place] for place in lot], tokens)) for lot in lots)
+    each = batch["lengths"].tolist()
+    lots = dealt(each, group.size)
+    most = max(len(pass_sizes([each[place] for place in lot], tokens)) for lot in lots)
     own = lots[group.rank]
     parts = list(micro_batches(selected(batch, own), tokens)) if own else []
     return parts + [filler()] * (most - len(parts))
 
 
 @torch.no_grad()
-def shared_losses(passes: Passes, rows: Iterable[dict], tokens: int, group: Group) -> list[SequenceLoss]:
+def shared_losses(passes: Passes, rows: Dataset, tokens: int, group: Group) -> list[SequenceLoss]:
     """The loss of each of `rows` (input_ids, labels), in passes of at most `tokens` tokens, which `group` shares.
 
     A pass holds the same sequences however many processes there are, so that the losses are the same to the bit.
     """
-    parts = evaluation_passes(rows, tokens)
-    lots = dealt([part["input_ids"].numel() for _, part in parts], group.size)
-    made = [(place, passes(losses_of, parts[place][1], parts[place][0])) for place in lots[group.rank]]
+    lots = dealt(pass_sizes(lengths(rows), tokens), group.size)
+    own = set(lots[group.rank])
+    parts = enumerate(evaluation_passes(rows, tokens))
+    made = [(place, passes(losses_of, part, count)) for place, (count, part) in parts if place in own]
     for _ in range(max(map(len, lots)) - len(made)):
         passes(losses_of, filler(), 0)
     return [loss for losses in in_order(group.gathered(made)) for loss in losses]

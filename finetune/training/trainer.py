@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 
 from finetune import params
 from finetune.costs.memory_parts import Activations
+from finetune.data import prepared
 from finetune.device import compute_dtype, device
 from finetune.distributed.group import Group
 from finetune.distributed.wrapped import Passes
@@ -110,9 +111,8 @@ class ResponseTrainer(Trainer):
         self.activations = Activations(model)
         self._tokens_per_micro_batch = tokens_per_micro_batch
         # No validation pass is longer than training's longest, for which there is memory.
-        lengths = map(len, splits["train"]["input_ids"])
         self._tokens_per_validation = (
-            longest_pass(lengths, args.per_device_train_batch_size, tokens_per_micro_batch)
+            longest_pass(prepared.lengths(splits["train"]), args.per_device_train_batch_size, tokens_per_micro_batch)
             if tokens_per_micro_batch > 1
             else 1
         )
