@@ -54,8 +54,7 @@ def lines(file: Path, newline: str) -> Iterator[str]:
             *whole, last = io.StringIO("".join(rest), newline=newline).readlines()
             yield from whole
             rest = [last]
-    if last := "".join(rest):
-        yield last
+    yield from io.StringIO("".join(rest), newline=newline)
 
 
 def _bytes(file: Path) -> Iterator[bytes]:
