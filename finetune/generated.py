@@ -27,6 +27,7 @@ TABLES = {
     "pipeline": Table(Path("benchmarks/README.md"), "make benchmark"),
     "serving": Table(Path("benchmarks/README.md"), "make benchmark"),
     "interruptions": Table(Path("benchmarks/README.md"), "python benchmarks/interruptions.py"),
+    "bigdata": Table(Path("benchmarks/README.md"), "python benchmarks/bigdata.py"),
     "scale": Table(Path("benchmarks/README.md"), "make benchmark"),
     "processes": Table(Path("docs/distributed.md"), "python benchmarks/processes.py"),
     "gpu": Table(Path("docs/gpu.md"), "make benchmark-gpu"),
