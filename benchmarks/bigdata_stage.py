@@ -60,17 +60,17 @@ def _without_the_models_passes() -> None:
     """Give the trainer losses that cost nothing: every batch is still made, logged, and followed by a step."""
     import torch
 
-    from finetune.kernels import loss
-    from finetune.training import trainer
+    from finetune.kernels.loss import SequenceLoss
+    from finetune.training import shares, trainer
 
     def some_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return next(p for p in model.parameters() if p.requires_grad).float().mean()
 
-    def some_losses(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> list[loss.SequenceLoss]:
-        return [loss.SequenceLoss(1.0, 1)] * len(batch["lengths"])
+    def some_losses(model: torch.nn.Module, batch: dict[str, torch.Tensor], count: int) -> list[SequenceLoss]:
+        return [SequenceLoss(1.0, 1)] * count
 
     trainer.response_loss = some_loss  # type: ignore[assignment]
-    loss._losses_of = some_losses  # type: ignore[assignment]
+    shares.losses_of = some_losses  # type: ignore[assignment]
 
 
 if __name__ == "__main__":
