@@ -69,8 +69,8 @@ def _without_the_models_passes() -> None:
     def some_losses(model: torch.nn.Module, batch: dict[str, torch.Tensor], count: int) -> list[SequenceLoss]:
         return [SequenceLoss(1.0, 1)] * count
 
-    trainer.response_loss = some_loss  # type: ignore[assignment]
-    shares.losses_of = some_losses  # type: ignore[assignment]
+    trainer.response_loss = some_loss
+    shares.losses_of = some_losses
 
 
 if __name__ == "__main__":

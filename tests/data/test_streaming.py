@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tracemalloc
+from itertools import pairwise
 
 import pytest
 from datasets import load_from_disk
@@ -16,7 +17,7 @@ from finetune.errors import UserError
 from finetune.kernels import loss
 
 ROWS = [
-    {"instruction": f"Say {n} é 漢\u2028𝒳 \\ud83d", "input": "a\r\nb" * (n % 3), "output": f'It\'s "{n}", {n / 7}.'}
+    {"instruction": f"Say {n} é 漢\u2028😀 \\ud83d", "input": "a\r\nb" * (n % 3), "output": f'It\'s "{n}", {n / 7}.'}
     for n in range(60)
 ]
 
@@ -153,9 +154,7 @@ def test_losses_are_computed_a_pass_at_a_time(tiny_models, monkeypatch):
 
     monkeypatch.setattr(loss, "losses_of", losses_of)
     assert len(loss.sequence_losses(Model(), source(), 16)) == 40
-    assert seen[0][0] <= 4 and all(
-        later - earlier <= 3 for (earlier, _), (later, _) in zip(seen, seen[1:], strict=False)
-    )
+    assert seen[0][0] <= 4 and all(later - earlier <= 3 for (earlier, _), (later, _) in pairwise(seen))
 
 
 @pytest.fixture
