@@ -128,7 +128,10 @@ def markdown(results: dict) -> str:
         lines.append(
             f"| prepare, a sample of {SAMPLE} out of `{suffix}` {_cells(found[suffix, FORMS_RECORDS], None)} |"
         )
-    return "\n".join([*lines, "", f"{results['hardware']}; {results['versions']}."])
+    least, most = found["train", RECORDS[0]], found["train", RECORDS[-1]]
+    added, private = (most[key] - least[key] for key in ("peak_gb", "private_gb"))
+    said = f"From {RECORDS[0]:,} to {RECORDS[-1]:,} records the data add {added:.2f} GB to train's memory, {private:.2f} GB of it private."
+    return "\n".join([*lines, "", f"{said} {results['hardware']}; {results['versions']}."])
 
 
 def _cells(point: dict, fewer: dict | None) -> str:
