@@ -26,7 +26,7 @@ def run(trial: Trial, folder: str = FOLDER) -> str:
     Whatever ended an earlier attempt here, the trial goes on from what that has left: stages that ended, snapshots, what
     was fetched. An attempt that is still at work is waited for.
     """
-    home = Path(folder).expanduser()
+    home = Path(folder).expanduser().absolute()
     home.mkdir(parents=True, exist_ok=True)
     clone = home / f"{trial.name}-{trial.baseline[:12]}"
     with _alone(clone) as lock:
@@ -114,7 +114,7 @@ def _push(trial: Trial, clone: Path, lock: list[int]) -> None:
     """The files first: who sees the experiment finds them."""
     try:
         _dvc(clone, lock, "push")
-        _dvc(clone, lock, "exp", "push", "--quiet", "--no-cache", "origin", trial.name)
+        _dvc(clone, lock, "exp", "push", "--no-cache", "origin", trial.name)
     except process.CommandFailed as error:
         raise process.CommandFailed(f"its results couldn't be pushed: {error}") from None
 

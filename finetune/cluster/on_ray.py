@@ -21,10 +21,9 @@ def run(trials: Sequence[Trial], needs: Needs, address: str, retries: int) -> di
     ray = _connected(address)
     try:
         _warn_of_waiting(ray.nodes(), needs)
-        task = ray.remote(node.run).options(
-            num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=retries, retry_exceptions=False
-        )
-        waiting = {task.options(name=trial.name).remote(trial, needs.folder): trial for trial in trials}
+        task = ray.remote(node.run)
+        asked = {"num_cpus": needs.cpus, "num_gpus": needs.gpus, "max_retries": retries, "retry_exceptions": False}
+        waiting = {task.options(name=trial.name, **asked).remote(trial, needs.folder): trial for trial in trials}
         failed = {}
         while waiting:
             (ended,), _ = ray.wait(list(waiting), num_returns=1)

@@ -111,7 +111,7 @@ def _ssh(address: str) -> bool:
 
 def share() -> None:
     """Push what trials need of the workspace's data and models. Raises UserError if a remote can't be written."""
-    if subprocess.run(["dvc", "push", "--quiet"]).returncode:
+    if subprocess.run(["dvc", "push"], stdout=subprocess.DEVNULL).returncode:
         raise UserError("`dvc push` failed; mend what it says: the trials take data and models from the DVC remote")
     tried = subprocess.run(["git", "push", "--quiet", "--dry-run", GIT_REMOTE, "HEAD:refs/exps/try"])
     if tried.returncode:
