@@ -1,18 +1,21 @@
 """A repository of a small pipeline that runs in a second, with a Git and a DVC remote which other clones reach."""
 
+import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
-from helpers import GIT, ROOT, commit, dvc
+from helpers import GIT, ROOT, command, commit, dvc
 
+from finetune.experiments import sweep
 from finetune.methods import METHODS
 
 PIPELINE = {
@@ -46,12 +49,14 @@ class Repository:
         flags = [word for setting in settings for word in ("-S", setting)]
         ok(dvc(self.folder, "exp", "run", "--queue", "-n", name, *flags))
 
-    def start(self, *arguments: object) -> subprocess.Popen:
-        """Start `finetune cluster` here."""
-        words = [sys.executable, "-m", "finetune.commands.main", "cluster", *map(str, arguments)]
+    def start(self, *arguments: object, by: Sequence[object] = (), **environment: str) -> subprocess.Popen:
+        """Start `finetune cluster` here, with `by` before it on the command line."""
+        words = [*map(str, by), sys.executable, "-m", "finetune.commands.main", "cluster", *map(str, arguments)]
         paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(words, cwd=self.folder, env=os.environ | {"PYTHONPATH": paths}, text=True, **pipes)
+        return subprocess.Popen(
+            words, cwd=self.folder, env=os.environ | environment | {"PYTHONPATH": paths}, text=True, **pipes
+        )
 
     def cluster(self, *arguments: object) -> subprocess.CompletedProcess:
         """Run `finetune cluster` here."""
@@ -120,3 +125,48 @@ def repository(pushed, tmp_path) -> Repository:
     commit(mine, "its own remote")
     git(mine, "push", "--quiet", "origin", "HEAD")
     return Repository(mine)
+
+
+@pytest.fixture
+def race(clone, tmp_path) -> Repository:
+    """The real pipeline on tiny models, run and pushed; two seeds of each method are queued."""
+    folder = tmp_path / "race"
+    git(tmp_path, "clone", "--quiet", "--bare", str(clone), "race/origin.git")
+    git(folder, "clone", "--quiet", "origin.git", "mine")
+    mine = folder / "mine"
+    shutil.copytree(clone / ".dvc/cache", mine / ".dvc/cache")
+    ok(dvc(mine, "remote", "add", "--force", "--default", "store", folder / "store", "--quiet"))
+    commit(mine, "a remote that others reach")
+    git(mine, "push", "--quiet", "origin", "HEAD")
+    submitter = Repository(mine)
+    for method, epochs in (("lora", 20), ("qlora", 1), ("full", 1)):
+        submitter.queue(method, f"method={method}", "seed=1,2", f"methods.{method}.epochs={epochs}")
+    return submitter
+
+
+RACERS = {f"{method}-{seed}" for method in ("lora", "qlora", "full") for seed in (1, 2)}
+
+
+def check_all_have_arrived(race: Repository) -> None:
+    """As `finetune compare` sees them, which fetches what it needs from the DVC remote."""
+    words = ("-m", "finetune.commands.main", "compare", "qlora-*", "lora-*", "full-*")
+    said = ok(command(sys.executable, *words, cwd=race.folder))
+    assert "| qlora | lora | full |" in said.replace("base, 4-bit | ", "")
+    report = (race.folder / "plots/comparison.md").read_text()
+    assert all(name in report for name in RACERS)
+
+
+def in_training(folder: Path) -> list[Path]:
+    """The clones below `folder` in which training has made a snapshot."""
+    return [path.parents[3] for path in folder.glob("**/models/.snapshots/train-*/step-*")]
+
+
+def check_search(repository: Repository, said: str) -> None:
+    """The search has found the rate of least loss, 0.001, for each method; the next higher one has diverged."""
+    results = json.loads((repository.folder / "benchmarks/results/sweep.json").read_text())
+    losses = sweep.from_data(results)
+    for method in METHODS:
+        best = sweep.best(losses, method)
+        assert 0.0007 < best.learning_rate < 0.0015
+    assert losses[sweep.Trial("lora", 0.002, 1)] == math.inf
+    assert f"| {sweep.markdown(results)}"[2:] in said

@@ -5,19 +5,20 @@
 # packages: apt-get install slurm-wlm munge
 set -euo pipefail
 mkdir -p "$1" && folder=$(realpath "$1") && shift
-cd "$folder" && mkdir -p state spool
+mkdir -p "$folder"/{state,spool}
 port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
 started=()
 end() { for pid in "${started[@]}"; do kill "$pid" 2> /dev/null || true; done; wait; }
 trap end EXIT
 
-head -c 128 /dev/urandom > munge.key && chmod 400 munge.key
-munged --foreground --force --key-file munge.key --socket "$folder/munge.socket" --pid-file munge.pid --log-file munge.log \
-    --seed-file munge.seed 2> munge.stderr &
+munge=$folder/munge
+head -c 128 /dev/urandom > "$munge.key" && chmod 400 "$munge.key"
+munged --foreground --force --key-file "$munge.key" --socket "$munge.socket" --pid-file "$munge.pid" \
+    --log-file "$munge.log" --seed-file "$munge.seed" 2> "$munge.stderr" &
 started+=($!)
 
-cat > slurm.conf << CONF
+cat > "$folder/slurm.conf" << CONF
 ClusterName=here
 SlurmctldHost=$(hostname -s)(127.0.0.1)
 SlurmctldPort=$(port)
@@ -45,8 +46,8 @@ NodeName=n2 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$(port) CPUs=1
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE
 CONF
 export SLURM_CONF=$folder/slurm.conf
-for _ in $(seq 50); do [ -S munge.socket ] && break; sleep 0.1; done
-slurmctld -D 2> slurmctld.stderr & started+=($!)
-for node in n1 n2; do slurmd -D -N "$node" 2> "$node.stderr" & started+=($!); done
+for _ in $(seq 50); do [ -S "$munge.socket" ] && break; sleep 0.1; done
+slurmctld -D 2> "$folder/slurmctld.stderr" & started+=($!)
+for node in n1 n2; do slurmd -D -N "$node" 2> "$folder/$node.stderr" & started+=($!); done
 for _ in $(seq 100); do [ "$(sinfo --noheader --states=idle --format=%D 2> /dev/null)" = 2 ] && break; sleep 0.2; done
 "$@"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from cluster.conftest import ok, wait_for
+from cluster.conftest import RACERS, check_all_have_arrived, check_search, in_training, ok, wait_for
 from helpers import dvc
 
 pytest.importorskip("ray", reason="Ray is not installed; pip install -e '.[ray]'")
@@ -12,7 +12,8 @@ from cluster.ray_nodes import RayCluster, start_cluster
 
 
 @pytest.fixture
-def two_nodes(tmp_path) -> Iterator[RayCluster]:
+def two_nodes(tmp_path, monkeypatch) -> Iterator[RayCluster]:
+    monkeypatch.setenv("FINETUNE_SNAPSHOT_SECONDS", "0")
     cluster = start_cluster()
     cluster.add_node(tmp_path / "n1")
     cluster.add_node(tmp_path / "n2")
@@ -42,3 +43,20 @@ def test_all_trials_arrive_though_a_node_dies_and_one_fails(repository, two_node
     (other,) = [home for home in two_nodes.homes if home != at_work]
     assert not list(other.glob(".cache/finetune/trials/lora-*"))
     assert "lost" in ok(dvc(repository.folder, "queue", "status"))
+
+
+@pytest.mark.slow
+def test_the_race_arrives_though_a_node_dies_in_mid_training(race, two_nodes):
+    submitted = race.start("ray", "--address", two_nodes.address, "--retries", 1)
+    wait_for(lambda: any(in_training(home) for home in two_nodes.homes), 600)
+    two_nodes.kill_node(next(home for home in two_nodes.homes if in_training(home)))
+    said, errors = submitted.communicate(timeout=1800)
+    assert submitted.returncode == 0, said + errors
+    assert f"{len(RACERS)} of {len(RACERS)} experiments are here" in said
+    check_all_have_arrived(race)
+
+
+@pytest.mark.slow
+def test_the_search_runs_on_the_cluster_and_a_trial_that_diverges_counts_as_the_worst(repository, two_nodes):
+    said = ok(repository.cluster("ray", "--sweep", "--address", two_nodes.address))
+    check_search(repository, said)

@@ -1,7 +1,7 @@
 """The stages of a small pipeline: `python work.py data`, `python work.py train`. Its loss is least at a rate of 0.001.
 
 With `pause` it writes what it has begun into the file of that name, and goes on when that file is gone; but only once.
-Rates above 0.01 diverge.
+Rates above 0.0018 diverge.
 """
 
 import json
@@ -27,7 +27,7 @@ def train() -> None:
         Path(params["pause"]).touch()
         while Path(params["pause"]).exists():
             time.sleep(0.05)
-    if float(settings["learning_rate"]) > 0.01:
+    if float(settings["learning_rate"]) > 0.0018:
         print(f"error: the loss is no number at a rate of {settings['learning_rate']}", file=sys.stderr)
         sys.exit(1)
     loss = abs(math.log(float(settings["learning_rate"]) / 0.001)) + settings["epochs"]

@@ -1,0 +1,66 @@
+"""Experiments as a job array of a real Slurm on this machine, two nodes of one CPU; minutes, and root."""
+
+import os
+import shutil
+from pathlib import Path
+
+import psutil
+import pytest
+from cluster.conftest import RACERS, check_all_have_arrived, check_search, in_training, wait_for
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not all(map(shutil.which, ("sbatch", "slurmctld", "slurmd", "munged"))),
+        reason="Slurm is not installed; on Debian: apt-get install slurm-wlm munge",
+    ),
+    pytest.mark.skipif(os.geteuid() != 0, reason="Slurm's own daemons are started, which root alone may"),
+]
+HERE = Path(__file__).parent
+
+
+def slurm(folder: Path) -> list[object]:
+    """What starts Slurm for the command behind it; `folder` takes its files."""
+    return ["bash", HERE / "slurm_on_one_machine.sh", folder]
+
+
+def kill_node(name: str) -> None:
+    """Kill a node's daemon, and all that runs there, at once."""
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("SLURMD_NODENAME") == name or process.cmdline()[-2:] == ["-N", name]:
+                process.kill()
+        except psutil.Error:
+            continue
+
+
+def test_a_node_dies_in_mid_training_and_its_trial_goes_on_elsewhere(race, tmp_path):
+    words = ("slurm", "--folder", tmp_path / "shared")
+    submitted = race.start(*words, by=slurm(tmp_path / "slurm"), FINETUNE_SNAPSHOT_SECONDS="0")
+    wait_for(lambda: in_training(tmp_path / "shared"), 600)
+    logs = race.folder / ".dvc/tmp/cluster"
+    at_work = in_training(tmp_path / "shared")[0]
+    where = [one for one in psutil.process_iter(["cwd", "environ"]) if one.info["cwd"] == str(at_work)]
+    kill_node(where[0].info["environ"]["SLURMD_NODENAME"])
+    said, errors = submitted.communicate(timeout=1800)
+    assert submitted.returncode == 0, said + errors
+    assert f"{len(RACERS)} of {len(RACERS)} experiments are here" in said
+    assert any("going on after step" in log.read_text() for log in logs.glob("slurm-*/*.log"))
+    check_all_have_arrived(race)
+
+
+def test_the_search_runs_as_job_arrays(repository, tmp_path):
+    submitted = repository.start(*("slurm", "--sweep", "--folder", tmp_path / "shared"), by=slurm(tmp_path / "slurm"))
+    said, errors = submitted.communicate(timeout=1800)
+    assert submitted.returncode == 0, said + errors
+    check_search(repository, said)
+
+
+def test_which_trials_failed_and_why_is_said_at_the_end(repository, tmp_path):
+    repository.queue("lost", "methods.lora.learning_rate=0.5")
+    repository.queue("lora")
+    submitted = repository.start(*("slurm", "--folder", tmp_path / "shared"), by=slurm(tmp_path / "slurm"))
+    said, errors = submitted.communicate(timeout=1800)
+    assert submitted.returncode == 1, said + errors
+    assert "1 of 2 experiments are here" in said
+    assert "  lost: dvc exp run failed: the loss is no number at a rate of 0.5" in said
