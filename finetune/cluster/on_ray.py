@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -43,13 +44,21 @@ def _connected(address: str) -> Any:
     except ModuleNotFoundError:
         raise UserError("Ray isn't installed: pip install 'finetune[ray]'") from None
     try:
+        _knock(address)
         ray.init(address=address, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         said = " ".join(str(error).split())
         raise UserError(
             f"no Ray cluster at --address {address} ({said}); start one (`ray start --head`, docs/cluster.md)"
         ) from None
     return ray
+
+
+def _knock(address: str) -> None:
+    """Raises OSError if nobody listens there: Ray would try for minutes. What names no host is left to Ray."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _warn_of_waiting(nodes: Sequence[dict], needs: Needs) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -25,13 +26,20 @@ def slurm(folder: Path) -> list[object]:
 
 
 def kill_node(name: str) -> None:
-    """Kill a node's daemon, and all that runs there, at once."""
+    """Kill a node's daemons and all that runs there. They are stopped first, the daemons before the others, so that none
+    can report another's death: to the rest of the cluster the node is gone at once."""
+    here = []
     for process in psutil.process_iter():
         try:
             if process.environ().get("SLURMD_NODENAME") == name or process.cmdline()[-2:] == ["-N", name]:
-                process.kill()
+                here.append(process)
         except psutil.Error:
             continue
+    here.sort(key=lambda process: not process.name().startswith("slurm"))
+    for act in (psutil.Process.suspend, psutil.Process.kill):
+        for process in here:
+            with suppress(psutil.NoSuchProcess):
+                act(process)
 
 
 def test_a_node_dies_in_mid_training_and_its_trial_goes_on_elsewhere(race, tmp_path):
