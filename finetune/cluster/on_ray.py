@@ -25,7 +25,7 @@ def run(trials: Sequence[Trial], needs: Needs, address: str, retries: int) -> di
         task = ray.remote(node.run)
         asked = {"num_cpus": needs.cpus, "num_gpus": needs.gpus, "max_retries": retries, "retry_exceptions": False}
         waiting = {task.options(name=trial.name, **asked).remote(trial, needs.folder): trial for trial in trials}
-        failed = {}
+        failed: dict[str, str] = {}
         while waiting:
             (ended,), _ = ray.wait(list(waiting), num_returns=1)
             name = waiting.pop(ended).name
