@@ -76,6 +76,7 @@ def run_by(commands: str, repository: Repository, tmp_path: Path, **names: str) 
     return ok(subprocess.run(["bash", "-euc", commands], cwd=tmp_path, env=environment, capture_output=True, text=True))
 
 
+@pytest.mark.slow
 def test_what_a_pod_runs_is_a_trial(repository, tmp_path):
     (container,) = kubernetes_job()["spec"]["template"]["spec"]["containers"]
     assert container["command"] == ["bash", "-euc"]

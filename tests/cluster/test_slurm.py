@@ -28,16 +28,17 @@ def slurm(folder: Path) -> list[object]:
 def kill_node(name: str) -> None:
     """Kill a node's daemons and all that runs there. They are stopped first, the daemons before the others, so that none
     can report another's death: to the rest of the cluster the node is gone at once."""
-    here = []
+    here: set[psutil.Process] = set()
     for process in psutil.process_iter():
-        try:
-            if process.environ().get("SLURMD_NODENAME") == name or process.cmdline()[-2:] == ["-N", name]:
-                here.append(process)
-        except psutil.Error:
-            continue
-    here.sort(key=lambda process: not process.name().startswith("slurm"))
+        with suppress(psutil.Error):
+            if process.cmdline()[-2:] == ["-N", name]:
+                here.add(process)
+            elif process.environ().get("SLURMD_NODENAME") == name:
+                # What watches over a step doesn't say whose it is.
+                here |= {process, *(one for one in process.parents() if one.name() == "slurmstepd")}
+    daemons_first = sorted(here, key=lambda process: not process.name().startswith("slurm"))
     for act in (psutil.Process.suspend, psutil.Process.kill):
-        for process in here:
+        for process in daemons_first:
             with suppress(psutil.NoSuchProcess):
                 act(process)
 
