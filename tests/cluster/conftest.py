@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import yaml
@@ -36,6 +37,8 @@ PARAMS = {
     "pause": None,
     "methods": {name: {"learning_rate": method.first_learning_rate, "epochs": 1} for name, method in METHODS.items()},
 }
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,11 @@ def git(folder: Path, *arguments: str) -> str:
     return ok(subprocess.run([*GIT, *arguments], cwd=folder, capture_output=True, text=True))
 
 
-def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
-    """Until `what` is true; fails after so many seconds."""
+def wait_for(what: Callable[[], Found], seconds: float = 300) -> Found:
+    """Wait until `what` returns something; fails after so many seconds."""
     for _ in range(int(seconds / 0.05)):
-        if what():
-            return
+        if found := what():
+            return found
         time.sleep(0.05)
     pytest.fail(f"waited {seconds} s in vain")
 
@@ -156,8 +159,8 @@ def check_all_have_arrived(race: Repository) -> None:
     assert all(name in report for name in RACERS)
 
 
-def in_training(folder: Path) -> list[Path]:
-    """The clones below `folder` in which training has made a snapshot."""
+def clones_in_training(folder: Path) -> list[Path]:
+    """The clones below `folder` in which training has made a snapshot. One is replaced by the next, so look once."""
     return [path.parents[3] for path in folder.glob("**/models/.snapshots/train-*/step-*")]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from cluster.conftest import RACERS, check_all_have_arrived, check_search, in_training, ok, wait_for
+from cluster.conftest import RACERS, check_all_have_arrived, check_search, clones_in_training, ok, wait_for
 from helpers import dvc
 
 pytest.importorskip("ray", reason="Ray is not installed; pip install -e '.[ray]'")
@@ -48,8 +48,7 @@ def test_all_trials_arrive_though_a_node_dies_and_one_fails(repository, two_node
 @pytest.mark.slow
 def test_the_race_arrives_though_a_node_dies_in_mid_training(race, two_nodes):
     submitted = race.start("ray", "--address", two_nodes.address, "--retries", 1)
-    wait_for(lambda: any(in_training(home) for home in two_nodes.homes), 600)
-    two_nodes.kill_node(next(home for home in two_nodes.homes if in_training(home)))
+    two_nodes.kill_node(wait_for(lambda: next(filter(clones_in_training, two_nodes.homes), None), 900))
     said, errors = submitted.communicate(timeout=1800)
     assert submitted.returncode == 0, said + errors
     assert f"{len(RACERS)} of {len(RACERS)} experiments are here" in said

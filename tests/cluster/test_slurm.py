@@ -2,12 +2,13 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
-from cluster.conftest import RACERS, check_all_have_arrived, check_search, in_training, wait_for
+from cluster.conftest import RACERS, check_all_have_arrived, check_search, clones_in_training, wait_for
 
 pytestmark = [
     pytest.mark.slow,
@@ -20,9 +21,15 @@ pytestmark = [
 HERE = Path(__file__).parent
 
 
-def slurm(folder: Path) -> list[object]:
-    """What starts Slurm for the command behind it; `folder` takes its files."""
-    return ["bash", HERE / "slurm_on_one_machine.sh", folder]
+@pytest.fixture
+def slurm(tmp_path) -> Iterator[list[object]]:
+    """What starts Slurm for the command behind it. Nothing of it is left afterwards."""
+    folder = tmp_path / "slurm"
+    yield ["bash", HERE / "slurm_on_one_machine.sh", folder]
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("SLURM_CONF") == str(folder / "slurm.conf") or str(folder) in process.cmdline():
+                process.kill()
 
 
 def kill_node(name: str) -> None:
@@ -43,32 +50,30 @@ def kill_node(name: str) -> None:
                 act(process)
 
 
-def test_a_node_dies_in_mid_training_and_its_trial_goes_on_elsewhere(race, tmp_path):
+def test_a_node_dies_in_mid_training_and_its_trial_goes_on_elsewhere(race, slurm, tmp_path):
     words = ("slurm", "--folder", tmp_path / "shared")
-    submitted = race.start(*words, by=slurm(tmp_path / "slurm"), FINETUNE_SNAPSHOT_SECONDS="0")
-    wait_for(lambda: in_training(tmp_path / "shared"), 600)
-    logs = race.folder / ".dvc/tmp/cluster"
-    at_work = in_training(tmp_path / "shared")[0]
+    submitted = race.start(*words, by=slurm, FINETUNE_SNAPSHOT_SECONDS="0")
+    at_work, *_ = wait_for(lambda: clones_in_training(tmp_path / "shared"), 900)
     where = [one for one in psutil.process_iter(["cwd", "environ"]) if one.info["cwd"] == str(at_work)]
     kill_node(where[0].info["environ"]["SLURMD_NODENAME"])
     said, errors = submitted.communicate(timeout=1800)
     assert submitted.returncode == 0, said + errors
     assert f"{len(RACERS)} of {len(RACERS)} experiments are here" in said
-    assert any("going on after step" in log.read_text() for log in logs.glob("slurm-*/*.log"))
+    assert any("going on after step" in log.read_text() for log in race.folder.glob(".dvc/tmp/cluster/*/*.log"))
     check_all_have_arrived(race)
 
 
-def test_the_search_runs_as_job_arrays(repository, tmp_path):
-    submitted = repository.start(*("slurm", "--sweep", "--folder", tmp_path / "shared"), by=slurm(tmp_path / "slurm"))
+def test_the_search_runs_as_job_arrays(repository, slurm, tmp_path):
+    submitted = repository.start(*("slurm", "--sweep", "--folder", tmp_path / "shared"), by=slurm)
     said, errors = submitted.communicate(timeout=1800)
     assert submitted.returncode == 0, said + errors
     check_search(repository, said)
 
 
-def test_which_trials_failed_and_why_is_said_at_the_end(repository, tmp_path):
+def test_which_trials_failed_and_why_is_said_at_the_end(repository, slurm, tmp_path):
     repository.queue("lost", "methods.lora.learning_rate=0.5")
     repository.queue("lora")
-    submitted = repository.start(*("slurm", "--folder", tmp_path / "shared"), by=slurm(tmp_path / "slurm"))
+    submitted = repository.start(*("slurm", "--folder", tmp_path / "shared"), by=slurm)
     said, errors = submitted.communicate(timeout=1800)
     assert submitted.returncode == 1, said + errors
     assert "1 of 2 experiments are here" in said
