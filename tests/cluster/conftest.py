@@ -159,9 +159,12 @@ def check_all_have_arrived(race: Repository) -> None:
     assert all(name in report for name in RACERS)
 
 
-def clones_in_training(folder: Path) -> list[Path]:
-    """The clones below `folder` in which training has made a snapshot. One is replaced by the next, so look once."""
-    return [path.parents[3] for path in folder.glob("**/models/.snapshots/train-*/step-*")]
+def clones_in_training(trials: Path) -> list[Path]:
+    """The clones in the folder `trials` in which training has made a snapshot. One is replaced by the next: look once."""
+    try:
+        return [path.parents[3] for path in trials.glob("*/models/.snapshots/train-*/step-*")]
+    except FileNotFoundError:  # a folder that was renamed as it was read
+        return []
 
 
 def check_search(repository: Repository, said: str) -> None:

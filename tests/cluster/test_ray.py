@@ -1,6 +1,7 @@
 """Experiments on a real Ray cluster of two nodes on this machine."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from cluster.conftest import RACERS, check_all_have_arrived, check_search, clones_in_training, ok, wait_for
@@ -48,7 +49,11 @@ def test_all_trials_arrive_though_a_node_dies_and_one_fails(repository, two_node
 @pytest.mark.slow
 def test_the_race_arrives_though_a_node_dies_in_mid_training(race, two_nodes):
     submitted = race.start("ray", "--address", two_nodes.address, "--retries", 1)
-    two_nodes.kill_node(wait_for(lambda: next(filter(clones_in_training, two_nodes.homes), None), 900))
+
+    def in_training() -> list[Path]:
+        return [home for home in two_nodes.homes if clones_in_training(home / ".cache/finetune/trials")]
+
+    two_nodes.kill_node(wait_for(in_training, 900)[0])
     said, errors = submitted.communicate(timeout=1800)
     assert submitted.returncode == 0, said + errors
     assert f"{len(RACERS)} of {len(RACERS)} experiments are here" in said
