@@ -30,6 +30,7 @@ ORDER = [
     "web",
     "export",
     "remotes",
+    "cluster",
     "commands",
 ]
 """Folders of the library; one may import those before it, and itself."""

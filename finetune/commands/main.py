@@ -13,6 +13,7 @@ COMMANDS = {
     "export": "export a fine-tuned model: adapter, merged, or GGUF, read back and scored",
     "compare": "compare DVC experiments, or show the last run: scores with intervals, costs, a verdict",
     "sweep": "search each method's learning rate and epochs by the validation loss",
+    "cluster": "run what DVC has queued on Ray, Slurm or other clusters; finished experiments come back",
     "register": "register a fine-tuned model: a version and a stage, found by name in every clone",
     "push": "push a registered model: its files to the DVC remote, its tags to the Git remote",
     "verify": "read again what DVC keeps, in cache, workspace and remote: what is damaged is named, and mended",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from finetune import cli, files, generated, places
+from finetune.experiments import sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -11,10 +12,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials to run at a time (default: 1)")
     args = parser.parse_args(arguments)
 
-    from finetune.experiments import sweep
+    publish(sweep.search(lambda trials: sweep.run_experiments(trials, args.jobs), sweep.read_experiments))
 
-    losses = sweep.search(lambda trials: sweep.run_experiments(trials, args.jobs), sweep.read_experiments)
 
+def publish(losses: sweep.Losses) -> None:
+    """Write and print what the search has found."""
     results = sweep.as_data(losses)
     files.write_json(places.RESULTS / "sweep.json", results)
     generated.put("sweep", sweep.markdown(results))

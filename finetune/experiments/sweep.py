@@ -68,6 +68,12 @@ def name(trial: Trial) -> str:
 def run_experiments(trials: set[Trial], jobs: int) -> None:
     """Queue the `trials` as DVC experiments and run the queue. Raises UserError where DVC's queue would hang."""
     check_queue_runs()
+    enqueue(trials)
+    _dvc("exp", "run", "--run-all", "--jobs", str(jobs), check=False)
+
+
+def enqueue(trials: set[Trial]) -> None:
+    """Queue the `trials` as DVC experiments."""
     for trial in sorted(trials, key=name):
         group = f"methods.{trial.method}"
         settings = {"method": trial.method, "seed": SEED} | {
@@ -76,7 +82,6 @@ def run_experiments(trials: set[Trial], jobs: int) -> None:
         }
         flags = [text for key, value in settings.items() for text in ("-S", f"{key}={value}")]
         _dvc("exp", "run", "--queue", "--name", name(trial), *flags, "train")
-    _dvc("exp", "run", "--run-all", "--jobs", str(jobs), check=False)
 
 
 def check_queue_runs() -> None:

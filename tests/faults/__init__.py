@@ -13,7 +13,7 @@ from helpers import refusal, write_params
 
 from finetune.commands.main import main
 
-KINDS = ("parameters", "data", "models", "adapters", "export", "disk", "devices", "registry", "remotes")
+KINDS = ("parameters", "data", "models", "adapters", "export", "disk", "devices", "registry", "remotes", "cluster")
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ def fits(sentence: str, printed: str) -> bool:
 
 def every_fault() -> list[Fault]:
     """All faults, by kind."""
-    from faults import adapters, data, devices, disk, export, models, parameters, registry, remotes
+    from faults import adapters, cluster, data, devices, disk, export, models, parameters, registry, remotes
 
-    modules = (parameters, data, models, adapters, export, disk, devices, registry, remotes)
+    modules = (parameters, data, models, adapters, export, disk, devices, registry, remotes, cluster)
     return [fault for module in modules for fault in module.FAULTS]
 
 

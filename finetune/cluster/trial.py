@@ -1,0 +1,54 @@
+"""A trial: one DVC experiment, with all that another machine needs to run it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from finetune.errors import UserError, quoted
+from finetune.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A queued experiment. A machine with Git, this package and access to both remotes can run it."""
+
+    name: str
+    repository: str
+    """Address of the Git remote."""
+    baseline: str
+    """The commit that it starts from, which the Git remote has."""
+    changes: str
+    """What is changed beside that commit, params.yaml above all: a patch, each byte a character (latin-1)."""
+    targets: tuple[str, ...]
+    """Stages to run, with those before them; none: all."""
+    author: tuple[str, str]
+    """Whose experiment it is: name and e-mail address, as Git has them."""
+
+    @property
+    def ref(self) -> str:
+        """Where DVC keeps the finished experiment, in every Git repository that has it."""
+        return f"refs/exps/{self.baseline[:2]}/{self.baseline[2:]}/{self.name}"
+
+
+def write(path: Path, trials: Sequence[Trial]) -> None:
+    """Write the `trials` as JSON."""
+    write_json(path, {"trials": [asdict(trial) for trial in trials]})
+
+
+def read(path: Path) -> list[Trial]:
+    """The trials that `write` wrote. Raises UserError if it is no such file."""
+    try:
+        rows = read_json(path)["trials"]
+        return [Trial(**row | {"targets": tuple(row["targets"]), "author": tuple(row["author"])}) for row in rows]
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; `finetune cluster write` makes such a file") from None
+    except (ValueError, LookupError, TypeError):
+        raise UserError(f"{path}: is no list of trials; `finetune cluster write` makes one") from None
+
+
+def at(path: Path, index: int) -> Trial:
+    """The trial at `index`, from 0, in the file `path`. Raises UserError if there is none."""
+    trials = read(path)
+    if index >= len(trials):
+        raise UserError(f"{path}: has no trial {quoted(index)}; its {len(trials)} are numbered from 0")
+    return trials[index]
