@@ -12,6 +12,7 @@ COMMANDS = {
     "serve": "serve fine-tuned models by OpenAI's API, all adapters over one base in memory",
     "export": "export a fine-tuned model: adapter, merged, or GGUF, read back and scored",
     "compare": "compare DVC experiments, or show the last run: scores with intervals, costs, a verdict",
+    "plan": "plan a run: memory by parts for each method, what fits a card, and how long an epoch takes",
     "sweep": "search each method's learning rate and epochs by the validation loss",
     "register": "register a fine-tuned model: a version and a stage, found by name in every clone",
     "push": "push a registered model: its files to the DVC remote, its tags to the Git remote",

@@ -53,7 +53,7 @@ def short(place: str, error: Exception, advice: str, command: str = "train") -> 
 
 LOADING = "choose a smaller model.source, or method qlora"
 LOOKING = "lower data.max_length, or choose a smaller model.source"
-TRAINING = "lower train.tokens_per_micro_batch or data.max_length, or set train.gradient_checkpointing: true"
+TRAINING = "set train.tokens_per_micro_batch to …"
 ANSWERING = "lower --max_new_tokens, or choose a smaller model"
 SCORING = "lower eval.decode_batch_size or eval.max_new_tokens, or choose a smaller model"
 
