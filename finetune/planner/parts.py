@@ -8,7 +8,7 @@ from finetune import params
 from finetune.planner.counted import count
 from finetune.planner.losses import loss_bytes
 from finetune.planner.passes import Pass
-from finetune.planner.process import holes, process_bytes
+from finetune.planner.process import holes, loading_bytes, process_bytes
 from finetune.planner.sizes import Sizes
 from finetune.planner.steps import step_bytes
 
@@ -76,7 +76,7 @@ def parts(sizes: Sizes, train: params.Train, at: Pass) -> Parts:
     # Beside what is kept, the workspace and the logits.
     beside = max(moments)
     activations = min(kept, kept + beside - gradients)
-    return Parts(
+    training = Parts(
         weights=sizes.weights,
         adapters=sizes.adapters,
         gradients=gradients,
@@ -86,3 +86,9 @@ def parts(sizes: Sizes, train: params.Train, at: Pass) -> Parts:
         workspace=workspace + kept + beside - gradients - activations,
         process=process_bytes(at) if sizes.device == "cpu" else 0,
     )
+    return training if sizes.device != "cpu" else _at_least(training, loading_bytes(sizes.weights))
+
+
+def _at_least(training: Parts, loading: int) -> Parts:
+    """A large model with short passes has its peak while it is loaded; what that takes more goes to the workspace."""
+    return replace(training, workspace=training.workspace + max(0, loading - training.total))

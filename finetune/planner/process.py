@@ -16,6 +16,8 @@ KERNELS = 1024
 KERNELS_A_LENGTH = 6
 """Products of attention forward and backward, whose shapes are a sequence's length."""
 KERNEL_BYTES = 175 * 10**3
+AT_LOADING = 40 * 10**6
+"""Of `LOADED`, what is there when the weights are."""
 HOLES = 0.06
 """Share of what a model's own layers make that glibc's heap keeps in pieces that fit nothing later; and so many times what
 lives at a time at most."""
@@ -25,6 +27,11 @@ MOST_HOLES = 2.5
 def process_bytes(at: Pass) -> int:
     """Beside all tensors."""
     return LOADED + min(KERNELS, KERNELS_A_LENGTH * at.shapes) * KERNEL_BYTES
+
+
+def loading_bytes(weights: int) -> int:
+    """While a model is loaded: its file, mapped into memory, stays until the last weight is copied out of it."""
+    return 2 * weights + AT_LOADING
 
 
 def holes(counted: Counted, dequantised: int) -> int:

@@ -8,7 +8,7 @@ from helpers import stage
 
 from faults import Bench, Fault
 from finetune.models import base, probe
-from finetune.training import trainer
+from finetune.training import shares, trainer
 
 CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: 12 bytes")
 """As torch says it."""
@@ -17,7 +17,7 @@ PLACES = {
     "loading": (base.AutoModelForCausalLM, "from_pretrained"),
     "looking at the model": (probe, "_own"),
     "training": (trainer, "response_loss"),
-    "validating": (trainer, "sequence_losses"),
+    "validating": (shares, "losses_of"),
 }
 
 
