@@ -80,13 +80,15 @@ compare: setup ## the documents' tables and plots/comparison.html of finished ex
 sweep: setup ## search learning rates and epochs by the validation loss: about two hours and a half on 2 cores
 	finetune sweep
 
-benchmark: setup ## ours beside TRL, and the whole pipeline timed: about an hour on 2 cores, after `make repro`
+benchmark: setup ## ours beside TRL, the whole pipeline timed, plans checked: about an hour and a half on 2 cores, after `make repro`
 	python benchmarks/cost.py
 	python benchmarks/decoding.py
 	python benchmarks/serving.py
 	python benchmarks/pipeline.py
 	python benchmarks/scale.py
 	python benchmarks/storage.py
+	python benchmarks/plan.py
+	python benchmarks/plan.py --time
 	python benchmarks/targets.py
 
 benchmark-gpu: setup ## what only a GPU can show, part by part (MINUTES=10): docs/gpu.md

@@ -1,7 +1,7 @@
 """The device at hand, the precision that suits it, and what a run ran on."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,14 +36,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def enough_memory(advice: str) -> Iterator[None]:
-    """Turn running out of memory within the block into a UserError that gives `advice`."""
+def enough_memory(advice: str | Callable[[], str]) -> Iterator[None]:
+    """Turn running out of memory within the block into a UserError that gives `advice`, or what that then says."""
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(f"the memory of {describe()} isn't enough: {advice}") from None
+        said = advice if isinstance(advice, str) else advice()
+        raise UserError(f"the memory of {describe()} isn't enough: {said}") from None
 
 
 def describe() -> str:

@@ -31,6 +31,7 @@ TABLES = {
     "scale": Table(Path("benchmarks/README.md"), "make benchmark"),
     "processes": Table(Path("docs/distributed.md"), "python benchmarks/processes.py"),
     "gpu": Table(Path("docs/gpu.md"), "make benchmark-gpu"),
+    "plan": Table(Path("docs/plan.md"), "python benchmarks/plan.py"),
     "storage": Table(Path("docs/remotes.md"), "make benchmark"),
 }
 

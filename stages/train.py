@@ -13,9 +13,6 @@ from finetune.distributed import launcher
 if TYPE_CHECKING:
     from finetune.distributed.group import Group
 
-_ADVICE = "lower train.tokens_per_micro_batch or data.max_length, or set train.gradient_checkpointing: true"
-"""What helps when a training step takes more memory than there is."""
-
 
 def main() -> None:
     """Make models/tuned out of models/base and data/prepared, in one process or several."""
@@ -50,6 +47,7 @@ def _train(args: Namespace, p: params.Params, out: places.Places, group: Group) 
     from finetune.models.fingerprint import fingerprint
     from finetune.models.four_bits import base_in_4_bits
     from finetune.models.targets import check_reached
+    from finetune.planner.announce import announce
     from finetune.snapshots.identity import identity
     from finetune.snapshots.unfinished import unfinished
     from finetune.sources.fetch import base_folder
@@ -66,6 +64,7 @@ def _train(args: Namespace, p: params.Params, out: places.Places, group: Group) 
 
     settings = p.methods[p.method]
     schedule.check(p.train, settings, len(splits["train"]))
+    advice = announce(base, p, splits["train"])
     facts = {
         "method": method.name,
         "seed": p.seed,
@@ -104,7 +103,7 @@ def _train(args: Namespace, p: params.Params, out: places.Places, group: Group) 
         print(f"{method.name}: {trained:,} of {total:,} parameters trained, on {where}")
         if not packed:
             print("sequences of this model would hear of each other in one pass: each goes through it alone")
-        with live_log(out.plots / "live") if group.is_first else nullcontext() as log, device.enough_memory(_ADVICE):
+        with live_log(out.plots / "live") if group.is_first else nullcontext() as log, device.enough_memory(advice):
             result = train(
                 model,
                 tokenizer,

@@ -31,12 +31,13 @@ ORDER = [
     "export",
     "remotes",
     "cluster",
+    "planner",
     "commands",
 ]
 """Folders of the library; one may import those before it, and itself."""
 
 NO_RESULT = re.compile(
-    r"finetune\.(errors|endings|streams|report|network|disk|dvc_cache|files|intact|yaml_file|places|params|cli|costs\.(meter|energy)|tracking\..*|sources\..*)"
+    r"finetune\.(errors|endings|streams|report|network|disk|dvc_cache|files|intact|yaml_file|places|params|cli|costs\.(meter|energy)|tracking\..*|planner\..*|sources\..*)"
 )
 """Modules that can't change what a stage makes of its inputs. What sources brings is itself an input."""
 

@@ -99,7 +99,8 @@ def test_the_documented_sweep_is_the_committed_one():
 
 
 @pytest.mark.parametrize(
-    "name", ["cost", "decoding", "serving", "pipeline", "interruptions", "bigdata", "scale", "storage", "distilgpt2"]
+    "name",
+    ["cost", "decoding", "serving", "pipeline", "interruptions", "bigdata", "scale", "storage", "distilgpt2", "plan"],
 )
 def test_the_benchmarks_tables_come_from_the_committed_runs(name, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")

@@ -12,6 +12,7 @@ COMMANDS = {
     "serve": "serve fine-tuned models by OpenAI's API, all adapters over one base in memory",
     "export": "export a fine-tuned model: adapter, merged, or GGUF, read back and scored",
     "compare": "compare DVC experiments, or show the last run: scores with intervals, costs, a verdict",
+    "plan": "plan a run: memory by parts for each method, what fits a card, and how long an epoch takes",
     "sweep": "search each method's learning rate and epochs by the validation loss",
     "cluster": "run what DVC has queued on Ray, Slurm or other clusters; finished experiments come back",
     "register": "register a fine-tuned model: a version and a stage, found by name in every clone",

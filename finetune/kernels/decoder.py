@@ -30,7 +30,7 @@ def replace_decoder_layers(model: PreTrainedModel | PeftModel, layers: list[nn.M
 
     The memory is laid out for passes of `tokens` tokens. On CUDA the layers stay as they are.
     """
-    if model.device.type != "cpu" or not layers or not all(_has_form(layer) for layer in layers):
+    if model.device.type != "cpu" or not layers or not all(has_form(layer) for layer in layers):
         return False
     shared = _Shared(model.device)
     steps = [DecoderLayer(layer, number, shared.workspace) for number, layer in enumerate(layers)]
@@ -53,7 +53,7 @@ _FORM = {
 }
 
 
-def _has_form(layer: Any) -> bool:
+def has_form(layer: Any) -> bool:
     """Whether `layer` has a Llama's modules, of one dtype, and no dropout, which no try would show."""
     if any({name for name, _ in layer.get_submodule(path).named_children()} != names for path, names in _FORM.items()):
         return False
@@ -115,7 +115,9 @@ def _forward(
     if getattr(layer, "gradient_checkpointing", False) and layer.training:
         # transformers wraps the layer's own forward; made again just before its backward pass, all share one set.
         return layer._gradient_checkpointing_func(partial(_step, shared, number, given, "any layer's"), hidden_states)
-    return _step(shared, number, given, number, hidden_states)
+    # Nothing is kept without a backward pass, so that one set is enough: a set a layer would stay, even where each
+    # layer is made again.
+    return _step(shared, number, given, number if torch.is_grad_enabled() else "any layer's", hidden_states)
 
 
 def _step(shared: _Shared, number: int, given: Pass, kept_as: object, x: torch.Tensor) -> torch.Tensor:

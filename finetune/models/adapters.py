@@ -78,6 +78,16 @@ def as_trained(
 
 
 def _adapted(base: PreTrainedModel, method: Method, lora: params.Lora, folder: Path | None) -> PeftModel:
+    model = with_new_adapters(base, method, lora)
+    copy_from_file(base)
+    if folder and method.quantized and lora.start == "rounding_error":
+        lost.start(model, folder)
+    fuse(model)
+    return model
+
+
+def with_new_adapters(base: PreTrainedModel, method: Method, lora: params.Lora) -> PeftModel:
+    """`base`, frozen, below adapters that change nothing yet. Raises UserError if `lora` doesn't fit it."""
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
@@ -95,10 +105,6 @@ def _adapted(base: PreTrainedModel, method: Method, lora: params.Lora, folder: P
     except (ValueError, TypeError, AttributeError) as error:  # as peft happens to find out
         raise UserError(f"lora.target_modules: {first_line(error)}") from None
     check_head_and_rank(model, lora)
-    copy_from_file(base)
-    if folder and method.quantized and lora.start == "rounding_error":
-        lost.start(model, folder)
-    fuse(model)
     return model
 
 

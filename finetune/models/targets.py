@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -12,8 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from finetune import params
 from finetune.errors import UserError
-from finetune.kernels.loss import response_loss
-from finetune.kernels.packing import micro_batches, pack
+from finetune.kernels.loss import head_inputs
 from finetune.models.probe import in_training_precision
 
 if TYPE_CHECKING:
@@ -66,10 +66,10 @@ def check_reached(model: PreTrainedModel | PeftModel, ids: list[int]) -> None:
         return
     before = model.training
     model.eval()
-    (batch,) = micro_batches(pack([{"input_ids": ids, "labels": ids}]), len(ids))
+    # Through the model's own layers: as steps they would lay out memory for a backward pass that may never come so again.
     with in_training_precision(model):
-        loss = response_loss(model, {key: value.to(model.device) for key, value in batch.items()})
-    loss.backward()
+        hidden = head_inputs(model, input_ids=torch.tensor([ids], device=model.device))
+    hidden.float().square().sum().backward()
     reached: dict[str, bool] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

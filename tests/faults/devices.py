@@ -8,7 +8,7 @@ from helpers import stage
 
 from faults import Bench, Fault
 from finetune.models import base, probe
-from finetune.training import trainer
+from finetune.training import shares, trainer
 
 CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: 12 bytes")
 """As torch says it."""
@@ -17,7 +17,7 @@ PLACES = {
     "loading": (base.AutoModelForCausalLM, "from_pretrained"),
     "looking at the model": (probe, "_own"),
     "training": (trainer, "response_loss"),
-    "validating": (trainer, "sequence_losses"),
+    "validating": (shares, "losses_of"),
 }
 
 
@@ -53,7 +53,7 @@ def short(place: str, error: Exception, advice: str, command: str = "train") -> 
 
 LOADING = "choose a smaller model.source, or method qlora"
 LOOKING = "lower data.max_length, or choose a smaller model.source"
-TRAINING = "lower train.tokens_per_micro_batch or data.max_length, or set train.gradient_checkpointing: true"
+TRAINING = "set train.tokens_per_micro_batch to …"
 ANSWERING = "lower --max_new_tokens, or choose a smaller model"
 SCORING = "lower eval.decode_batch_size or eval.max_new_tokens, or choose a smaller model"
 
