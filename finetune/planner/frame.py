@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from finetune import params, places
 from finetune.errors import UserError
 from finetune.kernels.layers import replace_layers
+from finetune.kernels.linear_parts import is_lora, plain_adapter
 from finetune.kernels.lora import fuse
 from finetune.methods import Method
 from finetune.models.adapters import with_new_adapters
@@ -80,3 +81,12 @@ def frame(
             fuse(model)
     replace_layers(model)
     return model.train()
+
+
+def as_autocast_has_it(model: Any, dtype: torch.dtype) -> None:
+    """Cast the adapters that peft's own code runs (DoRA, dropout) to `dtype`, for autocast, which does so in training, knows
+    no meta device. Sizes must be taken before."""
+    for layer in model.modules():
+        if is_lora(layer) and plain_adapter(layer) is None:
+            for parameter in layer.parameters():
+                parameter.data = parameter.data.to(dtype)

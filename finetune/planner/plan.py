@@ -13,7 +13,7 @@ from finetune.planner import clock, fits
 from finetune.planner.clock import Seconds
 from finetune.planner.devices import Device
 from finetune.planner.fits import Largest
-from finetune.planner.frame import frame
+from finetune.planner.frame import as_autocast_has_it, frame
 from finetune.planner.parts import Parts, is_sharded, parts
 from finetune.planner.passes import Records, largest
 from finetune.planner.sizes import Sizes, sizes
@@ -58,7 +58,9 @@ def sizes_of(config: PreTrainedConfig, method: Method, p: params.Params, device:
     """Of the model of `config` as `method` trains it on `device`; fp16 weights are trained as fp32."""
     trained_as_fp32 = not method.adapters and device.dtype == torch.float16
     model = frame(config, method, p.lora, torch.float32 if trained_as_fp32 else device.dtype, device.kind)
-    return sizes(model, method, p.quantization, device.kind, shard=is_sharded(p.launch))
+    found = sizes(model, method, p.quantization, device.kind, shard=is_sharded(p.launch))
+    as_autocast_has_it(model, device.dtype)
+    return found
 
 
 def _epoch(

@@ -18,10 +18,10 @@ KERNELS_A_LENGTH = 6
 KERNEL_BYTES = 175 * 10**3
 AT_LOADING = 40 * 10**6
 """Of `LOADED`, what is there when the weights are."""
-HOLES = 0.06
+HOLES = 0.055
 """Share of what a model's own layers make that glibc's heap keeps in pieces that fit nothing later; and so many times what
 lives at a time at most."""
-MOST_HOLES = 2.5
+MOST_HOLES = 2.1
 
 
 def process_bytes(at: Pass) -> int:
