@@ -71,6 +71,16 @@ class Rows(list):
         return self
 
 
+@pytest.fixture(autouse=True)
+def _lengths_of_rows(monkeypatch):
+    """Of `Rows`, which have no column to read them from."""
+    from finetune.data import prepared
+    from finetune.training import shares
+
+    for place in (prepared, shares):
+        monkeypatch.setattr(place, "lengths", lambda rows: [len(row["input_ids"]) for row in rows])
+
+
 @pytest.fixture(scope="session")
 def splits() -> dict[str, Rows]:
     """24 sequences to train on and 4 to validate, in which each token follows from the one before."""

@@ -113,5 +113,5 @@ def test_a_failed_save_leaves_the_earlier_model(ready, workspace, monkeypatch):
 def test_a_weight_that_is_no_block_of_memory_is_rescued_as_one(tmp_path):
     module = torch.nn.Linear(3, 2)
     module.weight.data = torch.arange(6.0).view(3, 2).t()
-    saved._rescue(module, tmp_path / "tuned")
+    saved._rescue(saved.trained(module), tmp_path / "tuned")
     assert torch.equal(load_file(tmp_path / "tuned.rescued.safetensors")["weight"], module.weight)

@@ -172,7 +172,7 @@ def test_running_out_of_memory_keeps_the_steps_made(ready, every_step, monkeypat
 
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "response_loss", short_of_memory)
-        assert "lower train.tokens_per_micro_batch" in refusal("train", *ready.arguments("lora"))
+        assert "isn't enough: set train.tokens_per_micro_batch to" in refusal("train", *ready.arguments("lora"))
     went_on_after(capsys)
     ready.run("lora")
     assert went_on_after(capsys) in (4, 5) and ready.outcome() == expected
