@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,9 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+import workers
+
 from finetune import files, places
-from finetune.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -168,19 +167,10 @@ def measure(one: Configuration, folder: Path, records: int | None = None) -> dic
     else:
         take_data(base, folder / places.PREPARED, records)
     if one.method == "qlora" and not (folder / places.BASE_4BIT).exists():
-        _stage("quantize", folder)
-    _stage("train", folder, "--out_dir", "out")
+        workers.stage("quantize", folder)
+    workers.stage("train", folder, "--out_dir", "out")
     found = files.read_json(folder / "out/metrics/train.json") | files.read_json(
         folder / "out/metrics/train.facts.json"
     )
     shutil.rmtree(folder / "out")
     return found
-
-
-def _stage(name: str, folder: Path, *flags: object) -> None:
-    """A stage of the pipeline, in a process of its own."""
-    command = [sys.executable, str(ROOT / "stages" / f"{name}.py"), *map(str, flags)]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{name}: failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")

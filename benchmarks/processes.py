@@ -12,17 +12,16 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import workers
 import yaml
 
 from finetune import cli, files, generated, places
-from finetune.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("qlora", "lora", "full")
@@ -40,7 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         configure(folder, 1, shard=False)
-        run("prepare", folder, "--model_name", ROOT / places.BASE, "--dataset", ROOT / places.RAW)
+        workers.stage("prepare", folder, "--model_name", ROOT / places.BASE, "--dataset", ROOT / places.RAW)
         for method in METHODS:
             for way in WAYS:
                 runs.append(train(folder, method, way))
@@ -59,20 +58,12 @@ def configure(folder: Path, processes: int, *, shard: bool) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 
-def run(stage: str, folder: Path, *arguments: object) -> None:
-    """Run stages/<stage>.py in `folder`. Raises UserError with its last words if it fails."""
-    command = [sys.executable, str(ROOT / f"stages/{stage}.py"), *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{stage} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-
-
 def train(folder: Path, method: str, way: str) -> dict:
     """Train in one of `WAYS`, and read what it came to."""
     processes, shard = WAYS[way]
     configure(folder, processes, shard=shard)
     base = places.BASE_4BIT if method == "qlora" else places.BASE
-    run("train", folder, "--method", method, "--model_name", ROOT / base)
+    workers.stage("train", folder, "--method", method, "--model_name", ROOT / base)
     metrics, facts = (json.loads((folder / f"metrics/{name}.json").read_text()) for name in ("train", "train.facts"))
     with (folder / "plots" / places.CURVES / "train/loss.tsv").open() as table:
         losses = [float(row["loss"]) for row in csv.DictReader(table, delimiter="\t")]

@@ -1,6 +1,7 @@
 """Run a benchmark's worker in a process of its own, and read the JSON line that it ends with."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,3 +17,13 @@ def run(script: str, *arguments: object) -> dict:
         name = " ".join(map(str, arguments))
         raise UserError(f"{script} {name}: failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def stage(name: str, folder: Path, *flags: object) -> None:
+    """Run stages/<name>.py in `folder`, in a process of its own. Raises UserError with its last words if it fails."""
+    root = Path(__file__).parents[1]
+    command = [sys.executable, str(root / "stages" / f"{name}.py"), *map(str, flags)]
+    env = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{name}: failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")

@@ -4,6 +4,7 @@ import os
 import re
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,13 @@ def signalled(command: list[str], number: signal.Signals, after: str, **environm
     said = running.communicate()[1]
     assert running.returncode == (-number if number == signal.SIGKILL else 128 + number)
     return said
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def files_in(folder: Path) -> dict[str, bytes]:

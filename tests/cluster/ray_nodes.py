@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from helpers import ROOT
+from helpers import ROOT, free_port
 
 _RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
 _MEMORY = ["--object-store-memory", "80000000"]
@@ -48,9 +47,7 @@ class RayCluster:
 def start_cluster() -> RayCluster:
     """A cluster that has its head alone."""
     scratch = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     head = ["--head", "--num-cpus", "0", "--include-dashboard", "false", "--temp-dir", str(scratch / "r")]
     _start([*_RAY, *head, "--port", str(port), *_MEMORY], scratch)
     return RayCluster(f"127.0.0.1:{port}", scratch)

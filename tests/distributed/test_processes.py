@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from helpers import ROOT, base_for, command, files_in, refusal, stage, write_params
+from helpers import ROOT, base_for, command, files_in, free_port, refusal, stage, write_params
 
 from finetune.methods import METHODS
 
@@ -211,12 +210,6 @@ def test_torchrun_starts_them_as_well(ready):
     assert done.returncode == 0, done.stderr
     assert len(ready.facts()["peak_device_gb_by_process"]) == 2
     assert is_near(ready.curve(), alone)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import GIT, ROOT, command, commit, dvc, write_params
+from helpers import GIT, ROOT, command, commit, dvc, free_port, write_params
 
 KEY = "a-key"
 
@@ -62,9 +62,7 @@ def recorded(tmp_path_factory, words) -> Path:
 @contextmanager
 def serving(folder: Path, *arguments: str) -> Iterator[tuple[str, Path]]:
     """Address and log of a server of the page that works in `folder`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     log = folder.parent / f"{port}.log"
     with log.open("a") as output:
