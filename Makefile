@@ -91,7 +91,7 @@ benchmark: setup ## ours beside TRL, the whole pipeline timed, plans checked: ab
 	python benchmarks/plan.py --time
 	python benchmarks/targets.py
 
-benchmark-gpu: setup ## what only a GPU can show, part by part (MINUTES=10): docs/gpu.md
+benchmark-gpu: setup ## what only a GPU can show, part by part (MINUTES=10): docs/distributed.md
 	python -m benchmarks.gpu --minutes $(MINUTES)
 
 clean: ## remove .venv

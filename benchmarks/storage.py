@@ -5,7 +5,7 @@
 Needs a workspace in which `dvc repro` has run with `method: qlora`. In a temporary clone, with a folder as its remote, it
 pushes that run, then forty experiments whose trained files are random bytes of the same sizes (no two runs share them, and
 DVC compresses nothing), counts what lies in the remote, and writes benchmarks/results/storage.json and the table of
-docs/remotes.md. Takes five minutes and 3 GB of the temporary folder's disk.
+docs/sharing.md. Takes five minutes and 3 GB of the temporary folder's disk.
 """
 
 import argparse

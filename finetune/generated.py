@@ -30,9 +30,9 @@ TABLES = {
     "bigdata": Table(Path("benchmarks/README.md"), "python benchmarks/bigdata.py"),
     "scale": Table(Path("benchmarks/README.md"), "make benchmark"),
     "processes": Table(Path("docs/distributed.md"), "python benchmarks/processes.py"),
-    "gpu": Table(Path("docs/gpu.md"), "make benchmark-gpu"),
+    "gpu": Table(Path("docs/distributed.md"), "make benchmark-gpu"),
     "plan": Table(Path("docs/plan.md"), "python benchmarks/plan.py"),
-    "storage": Table(Path("docs/remotes.md"), "make benchmark"),
+    "storage": Table(Path("docs/sharing.md"), "make benchmark"),
 }
 
 

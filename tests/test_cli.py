@@ -310,7 +310,7 @@ def test_a_path_means_what_it_means_where_the_user_stands(tuned, monkeypatch, ca
     there.mkdir()
     monkeypatch.chdir(there)
     assert answer(capsys, "--ckpt", "../../models/tuned").strip()
-    # Else it is a name, as docs/registry.md lists them: `models/tuned` is the repository's from everywhere.
+    # Else it is a name, as docs/sharing.md lists them: `models/tuned` is the repository's from everywhere.
     assert answer(capsys, "--ckpt", "models/tuned") == answer(capsys)
 
 

@@ -1,4 +1,4 @@
-"""The GPU kit: what only a GPU can show, in one command that needs neither DVC nor a network. docs/gpu.md explains it."""
+"""The GPU kit: what only a GPU can show, in one command that needs neither DVC nor a network. docs/distributed.md explains it."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The tables of docs/gpu.md, out of the results that are there."""
+"""The tables of docs/distributed.md, out of the results that are there."""
 
 from __future__ import annotations
 

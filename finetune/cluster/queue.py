@@ -81,11 +81,11 @@ def _check_dvc_remote(repo: Any) -> None:
     name = repo.config["core"].get("remote")
     url = repo.config["remote"].get(name, {}).get("url")
     if url is None:
-        raise UserError("DVC has no remote that other machines could use; name one (docs/remotes.md)")
+        raise UserError("DVC has no remote that other machines could use; name one (docs/sharing.md)")
     if isinstance(url, RelPath):
         raise UserError(
             f"the DVC remote {name} is a folder beside this clone ({url}), and beside another clone another folder; name "
-            f"one that all machines reach: `dvc remote modify {name} url …` (docs/remotes.md), then `git commit .dvc/config`"
+            f"one that all machines reach: `dvc remote modify {name} url …` (docs/sharing.md), then `git commit .dvc/config`"
         )
 
 

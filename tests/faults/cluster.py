@@ -137,13 +137,13 @@ FAULTS: list[Fault] = [
         "`cluster ray`, with the DVC remote that the repository comes with",
         "ray",
         "the DVC remote store is a folder beside this clone (…dvc-remote), and beside another clone another folder; name one "
-        "that all machines reach: `dvc remote modify store url …` (docs/remotes.md), then `git commit .dvc/config`",
+        "that all machines reach: `dvc remote modify store url …` (docs/sharing.md), then `git commit .dvc/config`",
         remote_beside_it,
     ),
     told(
         "`cluster ray` without a DVC remote",
         "ray",
-        "DVC has no remote that other machines could use; name one (docs/remotes.md)",
+        "DVC has no remote that other machines could use; name one (docs/sharing.md)",
         no_dvc_remote,
     ),
     told(

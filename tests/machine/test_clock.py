@@ -59,7 +59,7 @@ def test_times_of_files_make_no_stage_run_again(editable, seconds):
 
 
 def test_what_dvc_does_not_see(editable):
-    """As docs/failures.md says: other bytes in the same file, of the same size, with its time put back."""
+    """As docs/reproducing.md says: other bytes in the same file, of the same size, with its time put back."""
     path = editable / "data/raw/words.json"
     assert "up to date" in status(editable)
     before, content = path.stat(), path.read_bytes()

@@ -1,5 +1,5 @@
 """`kill -9` in the middle of what DVC writes: nothing that it would trust is damaged, and the next run is right, if need
-be after what docs/failures.md says."""
+be after what docs/reproducing.md says."""
 
 import shutil
 import subprocess
@@ -30,7 +30,7 @@ def committing(trained_alone, tmp_path) -> Scene:
 
 
 def mend(scene: Scene, said: str) -> None:
-    """What docs/failures.md says to do about what DVC has said."""
+    """What docs/reproducing.md says to do about what DVC has said."""
     if "dvc.lock" in said:
         subprocess.run(["git", "checkout", "--quiet", "dvc.lock"], cwd=scene.folder, check=True)
     if "RWLock-file" in said:

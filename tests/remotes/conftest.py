@@ -52,7 +52,7 @@ class Remote:
 
     @property
     def settings(self) -> dict[str, str]:
-        """The remote in DVC's configuration, as docs/remotes.md has it."""
+        """The remote in DVC's configuration, as docs/sharing.md has it."""
         if self.kind == "folder":
             return {"url": str(self.folder)}
         port = self.relay.own_port

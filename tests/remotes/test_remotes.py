@@ -167,8 +167,8 @@ def test_a_damaged_file_of_the_workspace_is_brought_back_from_the_cache(remote, 
 
 
 def advice(line: str) -> list[str]:
-    """The block of commands in docs/remotes.md that has `line`."""
-    blocks = re.findall(r"^```bash\n(.+?)^```", (ROOT / "docs/remotes.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    """The block of commands in docs/sharing.md that has `line`."""
+    blocks = re.findall(r"^```bash\n(.+?)^```", (ROOT / "docs/sharing.md").read_text(), flags=re.MULTILINE | re.DOTALL)
     return next(block for block in blocks if line in block.splitlines()).splitlines()
 
 
