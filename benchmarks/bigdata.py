@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import workers
 
-from finetune import cli, files, generated, places
+from finetune import cli, files, places
+from finetune.comparison import generated
 
 RECORDS = (1_000, 52_000, 520_000)
 SAMPLE = 985

@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import workers
 from cost import spread
 
-from finetune import cli, files, generated, places
+from finetune import cli, files, places
+from finetune.comparison import generated
 
 FEW = ("--prompts", 32, "--max_new_tokens", 48)
 """What is asked one by one, which takes about a second a prompt."""

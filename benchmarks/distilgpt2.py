@@ -21,8 +21,9 @@ import hub
 import hub_files
 from pipeline import clone_of_last_commit, stage_seconds
 
-from finetune import cli, files, generated, places
-from finetune.measures import COSTS, MEMORY_PARTS
+from finetune import cli, files, places
+from finetune.comparison import generated
+from finetune.comparison.measures import COSTS, MEMORY_PARTS
 from finetune.methods import METHODS
 
 RACE = ("qlora", "lora", "full")

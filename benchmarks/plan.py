@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import yaml
 from plan_run import PROMPT, SHAPES, Configuration, config_of, measure, settings
 
-from finetune import cli, files, generated, params, places
+from finetune import cli, files, params, places
+from finetune.comparison import generated
 from finetune.methods import METHODS
 
 SMALL, LARGER = "SmolLM2-135M", "SmolLM2-360M"

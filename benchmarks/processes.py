@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import workers
 import yaml
 
-from finetune import cli, files, generated, places
+from finetune import cli, files, places
+from finetune.comparison import generated
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("qlora", "lora", "full")

@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import workers
 from contenders import CONTENDERS
 
-from finetune import cli, files, generated, places
+from finetune import cli, files, places
+from finetune.comparison import generated
 
 NAMES = {name: CONTENDERS[name].color for name in ("ours qlora", "trl qlora")}
 STEPS = 2

@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import workers
 from cost import spread
 
-from finetune import cli, files, generated, places
+from finetune import cli, files, places
+from finetune.comparison import generated
 
 ADAPTERS = 4
 BATCH = 16

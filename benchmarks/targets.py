@@ -19,7 +19,8 @@ from cost import MEMORY, SPEED, spread
 from decoding import over_base, over_one_by_one
 from serving import over_file, over_one_adapter
 
-from finetune import cli, files, generated, places
+from finetune import cli, files, places
+from finetune.comparison import generated
 
 OPERATIONS = 4
 """Per parameter and token: forward pass and the gradient of the activations. A frozen base has no gradient of its own."""

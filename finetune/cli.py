@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from finetune import endings, intact, network, places
+from finetune import dvc_files, ending, network, places
 from finetune.errors import UserError, quoted
 from finetune.methods import METHODS
 
@@ -29,8 +29,8 @@ def run(main: Callable[[], None], stdout_is_the_result: bool = False) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    with endings.sentences(stdout_is_the_result), network.cut_off(), places.at_root():
-        intact.check_inputs()
+    with ending.sentences(stdout_is_the_result), network.cut_off(), places.at_root():
+        dvc_files.check_inputs()
         main()
 
 

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune import cli, disk, params, places
+from finetune import cli, files, params, places
 from finetune.distributed import launcher
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def main() -> None:
     args = parser.parse_args()
     p = params.load()
     out = places.places(args.out_dir, places.PREDICTIONS)
-    disk.check_writable(out.folder, out.metrics)
+    files.check_writable(out.folder, out.metrics)
     if launcher.launched(p.launch.processes):
         return
 
@@ -43,7 +43,7 @@ def main() -> None:
 
 def _score(args: Namespace, p: params.Params, out: places.Places, group: Group) -> None:
     """The part of this process, which writes if it is the first of `group`."""
-    from finetune import device, files
+    from finetune import device
     from finetune.data import prepared
     from finetune.distributed.folders import for_all
     from finetune.evaluation import generation, portions, scoring

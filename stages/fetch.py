@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from finetune import cli, disk, params, places
+from finetune import cli, files, params, places
 from finetune.sources.catalogue import Sources, names, resolve
 from finetune.sources.fetch import fetch
 
@@ -22,7 +22,7 @@ def main() -> None:
     for what, target in targets.items():
         for name in names(sources[what]):
             resolve(what, name)
-        disk.check_writable(target, free_gb=FREE_GB[what])
+        files.check_writable(target, free_gb=FREE_GB[what])
 
     for what, target in targets.items():
         print(f"fetching the {what} {sources[what]}", flush=True)

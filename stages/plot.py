@@ -1,13 +1,13 @@
 """Draw the figures of the last run from the tables and predictions that train and eval wrote."""
 
-from finetune import cli, disk, files, params, places
+from finetune import cli, files, params, places
 
 
 def main() -> None:
     """Draw plots/*.png."""
     cli.parser(__doc__).parse_args()
     p = params.load()
-    disk.check_writable(places.PLOTS)
+    files.check_writable(places.PLOTS)
 
     from finetune.figures import run as figures
     from finetune.methods import METHODS

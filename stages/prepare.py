@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from finetune import cli, disk, params, places
+from finetune import cli, files, params, places
 
 
 def main() -> None:
@@ -12,9 +12,8 @@ def main() -> None:
     raw = Path(args.dataset or places.RAW)
     out = places.places(args.out_dir, places.PREPARED)
     cli.check_replaceable(out.folder)
-    disk.check_writable(out.folder, out.metrics, out.plots)
+    files.check_writable(out.folder, out.metrics, out.plots)
 
-    from finetune import files
     from finetune.data import checks, dataset, prepared, records
     from finetune.data.prompts import Template
     from finetune.data.rows import Rows, statistics

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from finetune import cli, disk, params, places
+from finetune import cli, files, params, places
 
 _ADVICE = "lower quantization.examples or data.max_length, or choose a smaller model.source"
 """What helps when rounding takes more memory than there is."""
@@ -14,9 +14,9 @@ def main() -> None:
     p = params.load()
     out = places.places(args.out_dir, places.BASE_4BIT)
     cli.check_replaceable(out.folder)
-    disk.check_writable(out.folder)
+    files.check_writable(out.folder)
 
-    from finetune import device, files
+    from finetune import device
     from finetune.data import prepared
     from finetune.models import tokenizer as tokenizers
     from finetune.models.fingerprint import fingerprint

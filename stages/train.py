@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune import cli, disk, params, places
+from finetune import cli, files, params, places
 from finetune.distributed import launcher
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def _train(args: Namespace, p: params.Params, out: places.Places, group: Group) 
     """The part of this process, which writes if it is the first of `group`."""
     import transformers
 
-    from finetune import device, files
+    from finetune import device
     from finetune.costs.memory_parts import split_peak
     from finetune.costs.meter import Meter
     from finetune.data import prepared
@@ -93,7 +93,7 @@ def _train(args: Namespace, p: params.Params, out: places.Places, group: Group) 
         add_end_tokens(model, facts["end_tokens"])
         if group.is_first:
             saved.check_can_be_saved(model, tokenizer, facts, provenance(base), out.folder)
-            disk.check_writable(out.metrics, out.plots)
+            files.check_writable(out.metrics, out.plots)
         with device.enough_memory("lower data.max_length, or choose a smaller model.source"):
             probe.check_vocabulary(model, max(prepared.highest_token(splits["train"]), tokenizer.pad_token_id))
             packed = probe.can_be_packed(model, extremes)

@@ -4,7 +4,7 @@ import pytest
 from faults import KINDS, Bench, every_fault, fits, table
 from helpers import ROOT, drafts_in
 
-from finetune import generated
+from finetune.comparison import generated
 
 
 @pytest.fixture

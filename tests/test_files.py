@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, command, drafts_in, files_in, refusal, stage
 
-from finetune import disk, files
+from finetune import files
 from finetune.errors import UserError
 
 
@@ -77,7 +77,7 @@ def test_a_full_disk(small_disk):
         (draft / "weights").write_bytes(b"x" * 2**21)
     assert list(small_disk.iterdir()) == []
     with pytest.raises(UserError, match=r"0\.00 GB are free on its disk, and about 0\.50 GB are needed"):
-        disk.check_writable(small_disk / "models/base", free_gb=0.5)
+        files.check_writable(small_disk / "models/base", free_gb=0.5)
 
 
 def test_an_earlier_output_is_on_the_full_disk_still(small_disk):
@@ -248,13 +248,13 @@ def test_a_place_that_cannot_be_written_is_known_before(tmp_path, monkeypatch, p
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("mine")
     with pytest.raises(UserError) as refused:
-        disk.check_writable(Path(place))
+        files.check_writable(Path(place))
     assert said in str(refused.value) and list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 def test_a_good_place_is_left_as_it_was(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    disk.check_writable(Path("models/tuned"), Path("plots"), Path(), tmp_path / "a/b", free_gb=0.001)
+    files.check_writable(Path("models/tuned"), Path("plots"), Path(), tmp_path / "a/b", free_gb=0.001)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -272,7 +272,7 @@ def test_a_folder_without_permission(tmp_path, mode, place):
         try:
             if os.geteuid() == 0:
                 os.setuid(65534)
-            disk.check_writable(tmp_path / place)
+            files.check_writable(tmp_path / place)
             os._exit(1)
         except UserError as error:
             os._exit(0 if "permission denied" in str(error) else 2)

@@ -37,7 +37,7 @@ ORDER = [
 """Folders of the library; one may import those before it, and itself."""
 
 NO_RESULT = re.compile(
-    r"finetune\.(errors|endings|streams|report|network|disk|dvc_cache|files|intact|yaml_file|places|params|cli|costs\.(meter|energy)|tracking\..*|planner\..*|sources\..*)"
+    r"finetune\.(errors|ending|crash_report|network|files|dvc_files|yaml_file|places|params|cli|costs\.(meter|energy)|tracking\..*|planner\..*|sources\..*)"
 )
 """Modules that can't change what a stage makes of its inputs. What sources brings is itself an input."""
 

@@ -12,9 +12,10 @@ import pytest
 import yaml
 from helpers import ROOT, command
 
-from finetune import generated, places
+from finetune import places
 from finetune.commands.compare import PICTURES
 from finetune.commands.main import COMMANDS
+from finetune.comparison import generated
 from finetune.comparison.picture import picture
 from finetune.comparison.summary import summary
 from finetune.comparison.tables import report

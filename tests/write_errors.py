@@ -8,7 +8,7 @@ sys.path.insert(0, str(HERE))
 
 from faults import every_fault, table
 
-from finetune import generated
+from finetune.comparison import generated
 
 if __name__ == "__main__":
     generated.put("errors", table(every_fault()), HERE.parent)

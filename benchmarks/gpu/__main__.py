@@ -11,7 +11,8 @@ import argparse
 import importlib
 from pathlib import Path
 
-from finetune import cli, generated
+from finetune import cli
+from finetune.comparison import generated
 from finetune.errors import UserError
 
 from . import checks, tables

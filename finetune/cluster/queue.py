@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.cluster.trial import Trial
+from finetune.crash_report import sentence_without_secrets
 from finetune.errors import UserError
 from finetune.experiments import revisions
-from finetune.report import sentence_without_secrets
 
 GIT_REMOTE = "origin"
 _ARGUMENTS = ".dvc/tmp/repro.dat"

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune import cli, files, generated, places
+from finetune import cli, files, places
+from finetune.comparison import generated
 
 PICTURES = Path("docs/images")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune import cli, disk, params, places
+from finetune import cli, files, params, places
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     p = params.load()
     _check_flags(args)
 
-    from finetune import device, files
+    from finetune import device
     from finetune.export import card, make
     from finetune.export import hub as hub_
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = args.out_dir or EXPORTED / export.name
     places.check_apart(out, out)
     cli.check_replaceable(out)
-    disk.check_writable(out, free_gb=export.needed_gb)
+    files.check_writable(out, free_gb=export.needed_gb)
     test, data = _test_set(export, args.examples)
 
     with files.whole_folder(out) as draft, device.enough_memory(_ADVICE):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from finetune import cli, disk, params, places
+from finetune import cli, files, params, places
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     p = params.load()
     if args.plot:
-        disk.check_writable(args.plot.parent)
+        files.check_writable(args.plot.parent)
 
     from finetune.planner import devices, passes
     from finetune.planner.frame import config_of

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from finetune import cli, files, generated, places
+from finetune import cli, files, places
+from finetune.comparison import generated
 from finetune.experiments import sweep
 
 

@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.typing import LineStyleType
 
 from finetune.comparison.contenders import Contender
+from finetune.comparison.measures import COSTS, MEMORY_PARTS, SCORES, Measure
 from finetune.comparison.significance import SIGNIFICANCE_LEVEL
-from finetune.measures import COSTS, MEMORY_PARTS, SCORES, Measure
 from finetune.methods import BASE, METHODS, Look
 
 STYLES: tuple[LineStyleType, ...] = ("-", "--", ":", "-.")

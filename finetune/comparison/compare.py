@@ -12,8 +12,8 @@ import numpy
 
 from finetune.comparison import significance
 from finetune.comparison.contenders import Contender, flags
+from finetune.comparison.measures import COSTS, SCORES
 from finetune.experiments.runs import Run
-from finetune.measures import COSTS, SCORES
 from finetune.methods import METHODS, REFERENCE
 
 Scores = dict[str, numpy.ndarray]

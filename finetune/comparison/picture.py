@@ -9,8 +9,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
+from finetune.comparison.measures import COSTS, SCORES
 from finetune.comparison.verdict import in_sentence, name
-from finetune.measures import COSTS, SCORES
 from finetune.methods import METHODS
 
 INK = {"light": "#222222", "dark": "#e6edf3"}

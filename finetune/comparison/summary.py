@@ -1,8 +1,8 @@
 """A comparison on a front page: which to take, a short table, and one sentence a contender."""
 
+from finetune.comparison.measures import COSTS, SCORES, Measure
 from finetune.comparison.tables import Table, bases, inert, markdown
 from finetune.comparison.verdict import advice, cost_ratio, in_sentence, name
-from finetune.measures import COSTS, SCORES, Measure
 
 ROWS = (
     COSTS["peak_device_gb"],

@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from statistics import stdev
 
+from finetune.comparison.measures import COSTS, MEMORY_PARTS, SCORES, Measure
 from finetune.comparison.verdict import signed, verdict
-from finetune.measures import COSTS, MEMORY_PARTS, SCORES, Measure
 
 
 @dataclass(frozen=True)

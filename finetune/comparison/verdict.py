@@ -1,7 +1,7 @@
 """What a comparison comes to, in words."""
 
+from finetune.comparison.measures import SCORES, Measure
 from finetune.comparison.significance import SIGNIFICANCE_LEVEL
-from finetune.measures import SCORES, Measure
 from finetune.methods import BASE, METHODS
 
 

@@ -14,8 +14,7 @@ import numpy
 
 from finetune.data.prepared import IGNORE, SPLITS, prompt_length
 from finetune.data.records import Records
-from finetune.disk import existing
-from finetune.files import disk_named, sha256, whole_folder, write_yaml
+from finetune.files import disk_named, existing, sha256, whole_folder, write_yaml
 from finetune.places import FACTS
 
 if TYPE_CHECKING:

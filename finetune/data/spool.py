@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finetune.data.turns import Record, Turn
-from finetune.disk import existing
-from finetune.files import disk_named
+from finetune.files import disk_named, existing
 
 
 class Spool:

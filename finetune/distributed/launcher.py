@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import finetune
-from finetune import endings, places
+from finetune import ending, places
 from finetune.errors import UserError
 
 _POLL = 0.1
@@ -36,7 +36,7 @@ def launched(processes: int, *, over_machines: bool = False) -> bool:
     """Run the command at hand as so many `processes`; False if it is to run in this one alone.
 
     Also `over_machines`, if MASTER_ADDR, MASTER_PORT, NNODES and NODE_RANK say so, as for torchrun: the command is then
-    given on each. Raises UserError, or `endings.Ended` after a signal, that says which process ended why.
+    given on each. Raises UserError, or `ending.Ended` after a signal, that says which process ended why.
     """
     nodes = _number("NNODES", 1) if over_machines else 1
     if is_worker() or processes * nodes == 1:
@@ -46,10 +46,10 @@ def launched(processes: int, *, over_machines: bool = False) -> bool:
         try:
             while None in (codes := [worker.process.poll() for worker in workers]) and not any(codes):
                 time.sleep(_POLL)
-        except (endings.Ended, KeyboardInterrupt) as ended:
+        except (ending.Ended, KeyboardInterrupt) as ended:
             number = getattr(ended, "number", signal.SIGINT)
             _end(workers, number)
-            raise endings.Ended(number, workers[0].kept()) from None
+            raise ending.Ended(number, workers[0].kept()) from None
         dead = [worker for worker in workers if worker.process.returncode]
         if dead:
             # Those that the death of another ends may be seen in the same look.
@@ -71,7 +71,7 @@ class _Worker:
     def kept(self) -> str:
         """What is kept of the work, in words, if the end came from outside."""
         said = self.error()
-        return said.partition("; ")[2] if said.startswith((endings.LOST, *endings.WORDS)) else ""
+        return said.partition("; ")[2] if said.startswith((ending.LOST, *ending.WORDS)) else ""
 
 
 def _start(processes: int, nodes: int, scratch: Path) -> list[_Worker]:
@@ -94,7 +94,7 @@ def _start(processes: int, nodes: int, scratch: Path) -> list[_Worker]:
         process = subprocess.Popen(
             [sys.executable, *sys.argv],
             cwd=places.standing(),
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(local), endings.SENTENCE_FILE: str(sentence)},
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(local), ending.SENTENCE_FILE: str(sentence)},
             stdout=None if rank == 0 else subprocess.DEVNULL,
             stderr=None if rank == 0 else subprocess.DEVNULL,
             # Ctrl-C reaches all processes of a terminal's group: theirs is to come from here, once.
@@ -117,7 +117,7 @@ def _end(workers: list[_Worker], number: int) -> None:
 
 def _cause(dead: list[_Worker], workers: list[_Worker]) -> str:
     """Which process ended first, and why."""
-    lost = [worker for worker in dead if worker.error().startswith(endings.LOST)]
+    lost = [worker for worker in dead if worker.error().startswith(ending.LOST)]
     first = next((worker for worker in dead if worker not in lost), dead[0])
     if first.rank == 0 or first in lost:
         return first.error() or _status(first, workers)

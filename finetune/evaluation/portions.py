@@ -14,7 +14,7 @@ from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune import endings, files
+from finetune import ending, files
 from finetune.distributed.group import Group, dealt
 from finetune.evaluation import generation
 from finetune.kernels.loss import SequenceLoss, sequence_losses
@@ -106,11 +106,11 @@ def _each_kept(
         for part in (by_start[starts[place]] for place in own):
             made[part.start] = make(part)
             files.write_jsonl(paths[part.start], made[part.start])
-    except (KeyboardInterrupt, endings.Ended) as ended:
+    except (KeyboardInterrupt, ending.Ended) as ended:
         number = getattr(ended, "number", signal.SIGINT)
         written = {part.start: rows for part in portions if (rows := _read(paths[part.start], part)) is not None}
         there = f"{_count(written)} of {total} {what} are kept, and the same command goes on from there"
-        raise endings.Ended(number, there) from None
+        raise ending.Ended(number, there) from None
     for one in group.gathered(made):
         done |= one
     return [row for part in portions for row in done[part.start]]

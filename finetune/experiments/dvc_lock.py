@@ -1,7 +1,7 @@
 """dvc.lock: what the results that lie together were made of."""
 
+from finetune.dvc_files import outputs
 from finetune.errors import UserError
-from finetune.intact import outputs
 from finetune.places import PREPARED, TUNED
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import yaml
 
 from finetune import files, places
+from finetune.comparison.measures import COSTS, MEMORY_PARTS, SCORES
 from finetune.data.prepared import SPLITS
 from finetune.device import describe, versions
 from finetune.export import bases
 from finetune.export.make import Export, title
 from finetune.export.scores import Measured, TestSet, unlike
-from finetune.measures import COSTS, MEMORY_PARTS, SCORES
 from finetune.models import card
 from finetune.models.fingerprint import fingerprint
 

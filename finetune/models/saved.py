@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune import disk
+from finetune import files
 from finetune.errors import UserError
 from finetune.files import disk_named, whole_folder, write_text, write_yaml
 from finetune.methods import METHODS
@@ -43,7 +43,7 @@ def check_can_be_saved(
     except Exception as error:  # of a config or tokenizer of somebody else's
         raise UserError(f"{folder}: the model couldn't be saved when trained: {first_line(error)}") from None
     needed = sum(tensor.numel() * tensor.element_size() for tensor in trained(model).values())
-    disk.check_writable(folder, free_gb=needed / 1e9)
+    files.check_writable(folder, free_gb=needed / 1e9)
 
 
 def save(

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from finetune import intact
+from finetune import dvc_files
 from finetune.errors import UserError
 from finetune.experiments import dvc_lock
 from finetune.files import whole_folder
@@ -28,7 +28,7 @@ def in_git(repo: Any, file: str) -> str:
 
 def lock(repo: Any, commit: str, name: str) -> dict:
     """dvc.lock as it is in `commit`. Raises UserError, about `name`, if it isn't there, or isn't whole."""
-    return intact.parse_lock(read(repo, commit, "dvc.lock", name), name)
+    return dvc_files.parse_lock(read(repo, commit, "dvc.lock", name), name)
 
 
 def output(repo: Any, commit: str, locked: dict, path: Path, name: str, anew: bool = False) -> Path:
@@ -40,8 +40,8 @@ def output(repo: Any, commit: str, locked: dict, path: Path, name: str, anew: bo
     if not dvc_lock.has_output(locked, path.as_posix()):
         raise UserError(f"{name}: its dvc.lock has no {path}; run `dvc repro` there, and commit dvc.lock")
     md5 = dvc_lock.output_hash(locked, path.as_posix())
-    target = FETCHED / md5.removesuffix(intact.FOLDER)
-    if anew or not target.exists() or intact.differing(target / path.name, md5, repo.cache.local):
+    target = FETCHED / md5.removesuffix(dvc_files.FOLDER)
+    if anew or not target.exists() or dvc_files.differing(target / path.name, md5, repo.cache.local):
         if not anew:
             print(f"fetching {path} of {name}", file=sys.stderr)
         _drop_damaged(repo.cache.local, path, md5)
@@ -53,8 +53,8 @@ def output(repo: Any, commit: str, locked: dict, path: Path, name: str, anew: bo
 
 def _drop_damaged(cache: Any, path: Path, md5: str) -> None:
     """Remove from DVC's cache what is damaged of `path`, the folder of hash `md5`, so that the remote's is taken."""
-    dropped = intact.drop_damaged(cache, [md5])
-    dropped += intact.drop_damaged(cache, (intact.listing(cache, md5) or {}).values())
+    dropped = dvc_files.drop_damaged(cache, [md5])
+    dropped += dvc_files.drop_damaged(cache, (dvc_files.listing(cache, md5) or {}).values())
     if dropped:
         print(
             f"{path}: {len(dropped)} of its files were damaged in DVC's cache, and are removed there", file=sys.stderr
@@ -63,7 +63,7 @@ def _drop_damaged(cache: Any, path: Path, md5: str) -> None:
 
 def _check_whole(repo: Any, path: Path, copy: Path, md5: str, name: str) -> None:
     remote = [repo.cloud.get_remote_odb()] if has_remote(repo) else []
-    damaged = [path / file.relative_to(copy) for file in intact.differing(copy, md5, repo.cache.local, *remote)]
+    damaged = [path / file.relative_to(copy) for file in dvc_files.differing(copy, md5, repo.cache.local, *remote)]
     if damaged:
         raise UserError(
             f"{name}: {', '.join(file.as_posix() for file in damaged)} of it is damaged in the remote; "

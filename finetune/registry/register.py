@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from finetune import intact, places
+from finetune import dvc_files, places
 from finetune.errors import UserError, quoted
 from finetune.experiments import dvc_lock, revisions
 from finetune.registry import annotation, checkpoints, fetched, versions
@@ -62,7 +62,7 @@ def _checked(repo: Any, commit: str, source: str) -> dict:
     if (
         source == HEAD
         and here.exists()
-        and _tuned(intact.parse_lock(here.read_text(encoding="utf-8"), "workspace")) != _tuned(locked)
+        and _tuned(dvc_files.parse_lock(here.read_text(encoding="utf-8"), "workspace")) != _tuned(locked)
     ):
         raise UserError(
             "dvc.lock: its models/tuned isn't committed; commit it first, or name the experiment that made it: --from NAME"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune import intact
+from finetune import dvc_files
 from finetune.errors import UserError
 
 _OBJECT = re.compile(r"[0-9a-f]{32}(\.dir)?")
@@ -42,7 +42,11 @@ def verify(remote: str | None = None, with_remote: bool = False) -> list[Place]:
     """
     with _repository() as repo:
         lock = Path("dvc.lock")
-        made = intact.outputs(intact.parse_lock(lock.read_text(encoding="utf-8"), "workspace")) if lock.exists() else {}
+        made = (
+            dvc_files.outputs(dvc_files.parse_lock(lock.read_text(encoding="utf-8"), "workspace"))
+            if lock.exists()
+            else {}
+        )
         cache = repo.cache.local
         objects = {md5: md5 for md5 in cache.all() if _OBJECT.fullmatch(md5)}
         names = _names(cache, made)
@@ -58,7 +62,7 @@ def _names(cache: Any, made: Mapping[str, str]) -> dict[str, str]:
     """Hash -> path of each file and folder that dvc.lock has."""
     names = {md5: path for path, md5 in made.items()}
     for path, md5 in made.items():
-        names |= {one: f"{path}/{file}" for file, one in (intact.listing(cache, md5) or {}).items()}
+        names |= {one: f"{path}/{file}" for file, one in (dvc_files.listing(cache, md5) or {}).items()}
     return names
 
 
@@ -67,7 +71,7 @@ def _workspace(made: Mapping[str, str], cache: Any) -> Place:
     for path, md5 in made.items():
         if Path(path).exists():
             place.read += sum(file.is_file() for file in (Path(path), *Path(path).rglob("*")))
-            found = intact.differing(Path(path), md5, cache)
+            found = dvc_files.differing(Path(path), md5, cache)
             for file in found:
                 if file.exists():
                     os.utime(file)  # DVC hashes again what has another age
@@ -77,9 +81,9 @@ def _workspace(made: Mapping[str, str], cache: Any) -> Place:
 
 def _cache(cache: Any, objects: Mapping[str, str]) -> Place:
     place = Place("cache", read=len(objects))
-    for md5 in intact.drop_damaged(cache, objects):
+    for md5 in dvc_files.drop_damaged(cache, objects):
         file = Path(objects[md5])
-        whole = file.is_file() and intact.hash_of(file) == md5
+        whole = file.is_file() and dvc_files.hash_of(file) == md5
         if whole:
             cache.add(str(file.resolve()), cache.fs, md5)
         (place.mended if whole else place.damaged).append(objects[md5])
@@ -91,7 +95,7 @@ def _remote(name: str, odb: Any, cache: Any, objects: Mapping[str, str]) -> Plac
     place = Place(name, remote=True, read=len(there))
     for md5 in there:
         path = odb.oid_to_path(md5)
-        if _md5(odb.fs, path) != md5.removesuffix(intact.FOLDER):
+        if _md5(odb.fs, path) != md5.removesuffix(dvc_files.FOLDER):
             in_cache = cache.exists(md5)
             if in_cache:
                 odb.fs.put_file(cache.oid_to_path(md5), path)

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from finetune import report
+from finetune import crash_report
 from finetune.errors import UserError
 from finetune.serving import openai_api
 from finetune.serving.batch import Piece
@@ -89,7 +89,7 @@ def _guarded(
         except UserError as error:
             return _error(str(error), 400)
         except Exception as error:
-            return _error(report.write(error), 500)
+            return _error(crash_report.write(error), 500)
 
     return guarded
 

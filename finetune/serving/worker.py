@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from finetune import report
+from finetune import crash_report
 from finetune.data.turns import Turn
 from finetune.device import is_out_of_memory
 from finetune.errors import UserError
@@ -174,7 +174,7 @@ class Worker:
 def _sentence(error: Exception) -> str:
     if is_out_of_memory(error):
         return "the memory isn't enough for all requests at a time: lower max_tokens, or start the server with less --at_a_time"
-    return report.write(error)
+    return crash_report.write(error)
 
 
 def worker_of(names: Sequence[str], at_a_time: int, most_waiting: int) -> Worker:

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
-from finetune import intact, places
+from finetune import dvc_files, places
 from finetune.errors import UserError
 from finetune.files import disk_named, write_text
 
@@ -43,7 +43,7 @@ def unfinished(stage: str, identity: str, metrics: Path) -> Iterator[Path]:
             yield folder
             if os.environ.get("DVC_STAGE") and not places.in_copy():
                 with suppress(UserError):  # a full disk: what the stage was to make is there
-                    write_text(folder / _FINISHED, intact.hash_of(metrics))
+                    write_text(folder / _FINISHED, dvc_files.hash_of(metrics))
             else:
                 shutil.rmtree(folder)
     finally:

@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.crash_report import without_secrets
 from finetune.errors import UserError
-from finetune.report import without_secrets
 
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".json.gz", ".jsonl.gz", ".csv.gz", ".tsv.gz")
 """Kinds of data files that are read."""

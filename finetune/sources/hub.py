@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from huggingface_hub import constants
 
-from finetune import disk, network
+from finetune import network
 from finetune.errors import UserError, quoted
-from finetune.files import copy_into, sha256
+from finetune.files import check_writable, copy_into, disk_sentence, same_disk, sha256
 from finetune.sources import contents, hub_cache, hub_download
 from finetune.sources.catalogue import HubRepo
 
@@ -64,7 +64,7 @@ def fetch_hub(kind: str, source: HubRepo, folder: Path) -> HubRepo:
         return _take_from_cache(kind, source, folder)
     except (HTTPError, OSError, ValueError) as error:
         # Its own sentence about the place that is written to.
-        if told := disk.sentence(error):
+        if told := disk_sentence(error):
             raise UserError(told) from None
         return _without_the_hub(kind, source, folder, error)
 
@@ -126,8 +126,8 @@ def _check_room(kind: str, repo_id: str, files: list[RepoSibling], folder: Path)
     missing = sum(size for size, here in zip(sizes, cached, strict=True) if not here) / 1e9
     cache = Path(constants.HF_HUB_CACHE)
     if missing:
-        disk.check_writable(cache, free_gb=missing)
-    disk.check_writable(folder, free_gb=sum(sizes) / 1e9 + (missing if disk.shared(folder, cache) else 0))
+        check_writable(cache, free_gb=missing)
+    check_writable(folder, free_gb=sum(sizes) / 1e9 + (missing if same_disk(folder, cache) else 0))
 
 
 def _check_bytes(kind: str, repo_id: str, told: RepoSibling, path: Path) -> None:

@@ -13,9 +13,9 @@ import zipfile
 from pathlib import Path
 from typing import IO, cast
 
+from finetune.crash_report import without_secrets
 from finetune.errors import UserError
 from finetune.files import sha256
-from finetune.report import without_secrets
 from finetune.sources.catalogue import PackageFile
 
 

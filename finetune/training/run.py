@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from finetune import endings, params
+from finetune import ending, params
 from finetune.costs.memory_parts import MemoryParts, memory_parts
 from finetune.costs.meter import Meter
 from finetune.data import prepared
@@ -84,7 +84,7 @@ def train(
     Each process of `group` computes a share, of all the weights or, if the model is to `shard`, of a part of them.
     Snapshots go to the folder `unfinished`, and a run that has left one there goes on from it. Sequences go through the
     model several at a time only if it can be `packed`. Raises UserError if the loss stops being a finite number, if
-    training changed no weight, or if another process ends; `endings.Ended` after a signal.
+    training changed no weight, or if another process ends; `ending.Ended` after a signal.
     """
     shard = shard and group.size > 1
     shortest, _ = prepared.extremes(splits["train"])
@@ -165,12 +165,12 @@ def _make_steps(trainer: ResponseTrainer, resumed: Path | None, signals: Signals
         except Over:
             pass
         except stopping.Stopped as signal:
-            raise endings.Ended(signal.args[0], trainer.snapshots.write_before_end(trainer)) from None
+            raise ending.Ended(signal.args[0], trainer.snapshots.write_before_end(trainer)) from None
         except RuntimeError as error:
             if not trainer.group.is_loss(error):
                 raise
             kept = trainer.snapshots.write_after_loss(trainer)
-            raise UserError(f"{endings.LOST}{kept and f'; {kept}'}") from error
+            raise UserError(f"{ending.LOST}{kept and f'; {kept}'}") from error
 
 
 def _without_input_casts(model: nn.Module) -> contextlib.AbstractContextManager[None]:

@@ -6,7 +6,8 @@ import sys
 import pytest
 from helpers import ROOT, command
 
-from finetune import generated, places
+from finetune import places
+from finetune.comparison import generated
 
 
 def kit(*arguments: object):

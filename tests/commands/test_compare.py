@@ -9,7 +9,7 @@ from subprocess import CompletedProcess
 import pytest
 from helpers import ROOT, command, drafts_in, dvc
 
-from finetune import generated
+from finetune.comparison import generated
 from finetune.comparison.picture import picture
 
 EXPERIMENTS = {

@@ -10,13 +10,13 @@ from finetune.comparison import contenders, significance, verdict
 from finetune.comparison.compare import compare
 from finetune.comparison.examples import examples
 from finetune.comparison.html_report import html
+from finetune.comparison.measures import COSTS
 from finetune.comparison.summary import summary
 from finetune.comparison.tables import report
 from finetune.errors import UserError
 from finetune.evaluation import scoring
 from finetune.experiments.runs import Run
 from finetune.kernels.loss import SequenceLoss
-from finetune.measures import COSTS
 from finetune.methods import METHODS
 
 REFERENCES = [f"The answer to question {n} is that {n} ships sail from the old harbour to town {n}." for n in range(40)]

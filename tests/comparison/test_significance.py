@@ -6,9 +6,9 @@ import sacrebleu
 from sacrebleu.significance import PairedTest
 
 from finetune.comparison import significance
+from finetune.comparison.measures import SCORES
 from finetune.evaluation import scoring
 from finetune.kernels.loss import SequenceLoss
-from finetune.measures import SCORES
 
 SIGNATURE = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"
 TEXT = "the cat sat on a mat and saw one red apple fall from an old tree near our river"

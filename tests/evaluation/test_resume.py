@@ -13,7 +13,7 @@ import families
 import pytest
 from helpers import ROOT, drafts_in, files_in, refusal, signalled, stage, write_params
 
-from finetune import files, intact
+from finetune import dvc_files, files
 from finetune.evaluation import decoding, generation, portions, scoring
 
 KEPT = Path("models/.snapshots")
@@ -178,7 +178,7 @@ def test_what_dvc_has_not_recorded_yet_is_there_still(base, asked, monkeypatch):
     expected = outcome()
     assert taken(asked, lambda: stage("eval", *base)) == 0
     assert outcome() == expected
-    recorded = intact.hash_of(Path("metrics/base.json"))
+    recorded = dvc_files.hash_of(Path("metrics/base.json"))
     Path("dvc.lock").write_text(f"outs: [{{path: metrics/base.json, md5: {recorded}}}]")
     assert taken(asked, lambda: stage("eval", *base)) == PROMPTS
 

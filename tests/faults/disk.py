@@ -27,7 +27,7 @@ def refusing(number: int, what: str, sentence: str) -> Fault:
 
     def cause(bench: Bench) -> str:
         refused = OSError(number, os.strerror(number))
-        with patch("finetune.disk.tempfile.TemporaryFile", side_effect=refused):
+        with patch("finetune.files.tempfile.TemporaryFile", side_effect=refused):
             return bench.refused("plot")
 
     return Fault("disk", what, sentence, cause)
@@ -53,7 +53,7 @@ def little_space() -> Fault:
     """Room for a file, not for a model."""
 
     def cause(bench: Bench) -> str:
-        with patch("finetune.disk.shutil.disk_usage") as usage:
+        with patch("finetune.files.shutil.disk_usage") as usage:
             usage.return_value.free = 2e8
             return bench.refused("fetch", "model", "--model_name", bench.models["llama"])
 
@@ -78,9 +78,9 @@ def the_cache(what: str, sentence: str, number: int | None = None) -> Fault:
         cache = bench.folder / "cache/files/md5"
         cache.mkdir(parents=True)
         with (
-            patch("finetune.disk.dvc_cache.folder", return_value=cache.relative_to(bench.folder)),
-            patch("finetune.disk.tempfile.TemporaryFile", side_effect=refuse),
-            patch("finetune.disk.shutil.disk_usage") as usage,
+            patch("finetune.files._dvc_cache", return_value=cache.relative_to(bench.folder)),
+            patch("finetune.files.tempfile.TemporaryFile", side_effect=refuse),
+            patch("finetune.files.shutil.disk_usage") as usage,
         ):
             usage.return_value.free = 7e8 if number is None else 1e12
             return bench.refused("fetch", "model", "--model_name", bench.models["llama"])

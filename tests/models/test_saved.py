@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune import disk
+from finetune import files
 from finetune.models import saved
 from finetune.training import trainer
 
@@ -60,7 +60,7 @@ def test_a_tokenizer_that_cannot_be_saved_is_told_of_before_training(ready, untr
 
 @METHODS
 def test_a_disk_too_small_is_told_of_before_training(ready, untrained, monkeypatch, workspace, method):
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     assert "models/tuned: 0.00 GB are free on its disk, and about" in refusal("train", *ready, "--method", method)
     assert not drafts_in(workspace) and not list((workspace / "models").glob("*"))
 

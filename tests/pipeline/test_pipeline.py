@@ -7,8 +7,8 @@ import pytest
 import yaml
 from helpers import command, dvc, files_in, output_hashes
 
+from finetune.comparison.measures import COSTS, SCORES
 from finetune.comparison.summary import ROWS
-from finetune.measures import COSTS, SCORES
 
 PREDICTIONS = "data/predictions/tuned.jsonl"
 BASELINES = ("baseline@base", "baseline@base-4bit")

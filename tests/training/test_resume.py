@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, base_for, files_in, refusal, signalled, stage, write_params
 
-from finetune import intact
+from finetune import dvc_files
 from finetune.errors import UserError
 from finetune.kernels import adamw
 from finetune.methods import METHODS
@@ -270,7 +270,7 @@ def test_what_dvc_has_not_recorded_yet_is_there_still(ready, monkeypatch, capsys
     ready.run("lora")
     assert went_on_after(capsys) == 16
     assert ready.outcome() == first
-    metrics = intact.hash_of(ready.folder / "metrics/train.json")
+    metrics = dvc_files.hash_of(ready.folder / "metrics/train.json")
     (ready.folder / "dvc.lock").write_text(f"outs: [{{path: metrics/train.json, md5: {metrics}}}]")
     ready.run("lora")
     assert went_on_after(capsys) is None
