@@ -1,5 +1,6 @@
 """The device at hand, the precision that suits it, and what a run ran on."""
 
+import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -8,7 +9,11 @@ from pathlib import Path
 
 import torch
 
-from finetune.errors import UserError
+from finetune.errors import UserError, quoted
+
+CPU_DTYPE = "FINETUNE_CPU_DTYPE"
+"""Environment variable: `fp32` or `bf16`, the compute dtype on a CPU whatever its instructions. bf16 is then emulated
+where they are missing. It lets a machine repeat what a machine of the other kind computes; the tests use it so."""
 
 
 def device() -> torch.device:
@@ -17,10 +22,18 @@ def device() -> torch.device:
 
 
 def compute_dtype() -> torch.dtype:
-    """The dtype of matrix products: bf16 where the hardware multiplies it natively, else fp16 (CUDA) or fp32 (CPU)."""
+    """The dtype of matrix products: bf16 where the hardware multiplies it natively, else fp16 (CUDA) or fp32 (CPU).
+
+    Raises UserError if `FINETUNE_CPU_DTYPE` is set to anything but fp32 or bf16.
+    """
     if device().type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
-    return torch.bfloat16 if _cpu_multiplies_bf16() else torch.float32
+    asked = os.environ.get(CPU_DTYPE)
+    if asked is None:
+        return torch.bfloat16 if _cpu_multiplies_bf16() else torch.float32
+    if asked not in ("fp32", "bf16"):
+        raise UserError(f"{CPU_DTYPE}: must be fp32 or bf16, got {quoted(asked)}")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[asked]
 
 
 def _cpu_multiplies_bf16() -> bool:

@@ -10,6 +10,7 @@ import offline
 import pytest
 from helpers import FAST, ROOT, clone_of_the_working_tree, commit, dvc, stage, write_params
 
+from finetune.device import CPU_DTYPE
 from finetune.sources.fetch import fetch
 
 
@@ -26,6 +27,16 @@ def words() -> list[dict]:
         }
         for index, (verb, noun) in enumerate((v, n) for v in verbs for n in nouns)
     ]
+
+
+@pytest.fixture(params=["fp32", "bf16"])
+def cpu_dtype(request, monkeypatch) -> str:
+    """Runs a test twice, in the compute dtype of CPUs without bf16 instructions and of those with them.
+
+    What session fixtures have computed before is in the dtype of this machine.
+    """
+    monkeypatch.setenv(CPU_DTYPE, request.param)
+    return request.param
 
 
 @pytest.fixture(scope="session")

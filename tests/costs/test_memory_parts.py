@@ -42,7 +42,7 @@ def test_gradients_and_adapters_are_the_trained_weights(tiny_models, method):
     assert parts.adapters == (pytest.approx(size(trained)) if method != "full" else 0.0)
 
 
-def test_optimizer_state_is_two_moments_and_for_bf16_weights_their_lower_halves(tiny_models):
+def test_optimizer_state_is_two_moments_and_for_bf16_weights_their_lower_halves(cpu_dtype, tiny_models):
     model, parts = step(tiny_models, "full")
     counts = {
         dtype: sum(q.numel() for q in model.parameters() if q.dtype == dtype)

@@ -8,19 +8,20 @@ import pytest
 from families import with_tokenizer
 from helpers import FAST, stage, write_params
 
+from finetune.device import compute_dtype
 from finetune.files import write_yaml
 
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory, tiny_models, words):
-    """What trains a tiny model at its first use, and returns the folder of its pipeline: the base comes from the hub,
-    'me/tiny', and data from an English package."""
+    """What trains a tiny model at its first use in a compute dtype, and returns the folder of its pipeline: the base
+    comes from the hub, 'me/tiny', and data from an English package."""
     made = {}
 
     def get(method="qlora", family="llama", template="alpaca"):
-        key = method, family, template
+        key = method, family, template, str(compute_dtype())
         if key not in made:
-            folder = made[key] = tmp_path_factory.mktemp("-".join(key))
+            folder = made[key] = tmp_path_factory.mktemp("-".join(key[:3]))
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(folder)
                 write_params(folder, methods=FAST, data={"size": 40, "test": 0.5, "template": template})

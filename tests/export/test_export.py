@@ -45,13 +45,13 @@ def exported(capsys, *arguments: str) -> dict[str, tuple[float, int]]:
         ("full", "qwen2", ["gguf", "--type", "f16"], "tiny-full-f16.gguf, read by transformers"),
     ],
 )
-def test_what_is_read_back_is_what_was_trained(at, capsys, method, family, format_, name):
+def test_what_is_read_back_is_what_was_trained(cpu_dtype, at, capsys, method, family, format_, name):
     at(method=method, family=family)
     loss, answers = exported(capsys, *format_)[name]
     assert abs(loss) < NO_DIFFERENCE and answers <= 4  # of 20; a tiny model wavers between two tokens
 
 
-def test_a_merged_weight_is_the_base_and_the_update_rounded_once(at, capsys):
+def test_a_merged_weight_is_the_base_and_the_update_rounded_once(cpu_dtype, at, capsys):
     at()
     found = exported(capsys, "merged")
     exported(capsys, "merged", "--onto", "original")

@@ -207,6 +207,10 @@ def test_no_checkpoint_is_named(workspace):
     assert "models/tuned: no fine-tuned model there" in refusal("eval")
 
 
-def test_the_precision_suits_the_device():
+def test_the_precision_suits_the_device(monkeypatch):
     assert compute_dtype() in (torch.bfloat16, torch.float16, torch.float32)
     assert compute_dtype() != torch.float16 or device().type == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        monkeypatch.setenv("FINETUNE_CPU_DTYPE", name)
+        assert compute_dtype() == dtype
