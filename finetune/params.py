@@ -18,6 +18,8 @@ LARGEST = 10**9
 """Of what is counted here, none is larger: it fits the integers of every library."""
 LARGEST_SEED = 2**32 - 1
 """numpy's."""
+COLUMNS = ("instruction", "input", "output", "system", "history", "messages", "conversations", "prompt", "completion")
+"""Columns of the data's records (`data.forms`) that `data.columns` may rename."""
 
 
 # To a type checker these are defaults, and fields without one may follow only where arguments have keywords.
@@ -284,9 +286,8 @@ def _check_data_source(source: str | list | dict) -> None:
 
 
 def _check_columns(columns: dict | None) -> None:
-    known = ("instruction", "input", "output", "system", "history", "messages", "conversations", "prompt", "completion")
     for name, own in (columns or {}).items():
-        if name not in known:
-            raise UserError(f"data.columns: {quoted(name)} is none of the columns that are read ({', '.join(known)})")
+        if name not in COLUMNS:
+            raise UserError(f"data.columns: {quoted(name)} is none of the columns that are read ({', '.join(COLUMNS)})")
         if not isinstance(own, str) or not own:
             raise UserError(f"data.columns.{name}: must be the name of a column, got {quoted(own)}")

@@ -14,9 +14,9 @@ def main() -> None:
     cli.check_replaceable(out.folder)
     files.check_writable(out.folder, out.metrics, out.plots)
 
-    from finetune.data import checks, dataset, prepared, records
+    from finetune.data import dataset, prepared, records
     from finetune.data.prompts import Template
-    from finetune.data.rows import Rows, statistics
+    from finetune.data.rows import Rows, TextLosses, check_lengths, statistics
     from finetune.figures import run as figures
     from finetune.models import tokenizer as tokenizers
     from finetune.sources.fetch import base_folder
@@ -27,7 +27,7 @@ def main() -> None:
     tokenizer = tokenizers.load(base)
     template = Template(p.data.template, tokenizer)
     read = records.read_records(raw, p.data.on_bad_record, p.data.columns, out.folder)
-    tally, losses, rows = dataset.Tally(), checks.TextLosses(tokenizer), Rows(out.folder, template.end_tokens[0])
+    tally, losses, rows = dataset.Tally(), TextLosses(tokenizer), Rows(out.folder, template.end_tokens[0])
     for encoded in dataset.sample(
         read,
         template,
@@ -43,10 +43,7 @@ def main() -> None:
     splits = dataset.split(
         len(rows), validation=p.data.validation, test=p.data.test, dropped=read.dropped + tally.dropped
     )
-    train, test = splits["train"], splits["test"]
-    checks.check_an_end_is_learnt(rows.ends_learnt[train.start : train.stop], p.data.max_length)
-    longest = max(rows.prompt_lengths[test.start : test.stop])
-    checks.check_answers_fit(longest, p.eval.max_new_tokens, tokenizers.positions(base))
+    check_lengths(rows, splits, p.data.max_length, p.eval.max_new_tokens, tokenizers.positions(base))
     figures_of_data = statistics(rows, splits, read, tally.dropped, tally.made_of) | losses.found()
 
     facts = {

@@ -13,7 +13,7 @@ from finetune import cli, params, places
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
-    from finetune.data.turns import Turn
+    from finetune.data.forms import Turn
     from finetune.serving.models import Served
     from finetune.serving.sampling import Sampling
 
@@ -67,7 +67,7 @@ def _lines(args: Namespace) -> list[list[Turn]] | None:
     """What is to be answered; None for a conversation. Raises UserError for a prompt without an instruction."""
     from finetune.commands import escapes
     from finetune.data import alpaca
-    from finetune.data.turns import Turn
+    from finetune.data.forms import Turn
 
     if args.prompt is not None:
         texts, where = [args.prompt], "--prompt"

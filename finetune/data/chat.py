@@ -1,7 +1,7 @@
-"""A model's own chat template: what it writes around the turns, and where the answers stand in it.
+"""A model's own chat template: the text that it writes around the turns, and where the answers are in it.
 
-The template is rendered with placeholders for what people wrote. That shows which text is the template's without
-looking for marks, and needs no `{% generation %}` in it.
+The template is rendered with placeholders for what people wrote. That shows which text is the template's without a
+search for special tokens, and needs no `{% generation %}` in it.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
-from finetune.data.pieces import Marks, Piece, Refused
-from finetune.data.turns import Turn
+from finetune.data.forms import Turn
+from finetune.data.tokens import Span, SpecialTokens, TemplateError
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TODAY = datetime.date(2024, 7, 26)
-"""What a template that writes the date takes for today, in training and after, so that the data stay the same. It is
-the day that Llama 3's templates name where they can't ask."""
+"""The date that a template writes as today's, in training and after, so that the data stay the same. It is the day that
+Llama 3's templates write if they can't ask for one."""
 
 _PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A stretch of a rendered conversation: text of the template's, or the content of a turn."""
+    """A part of a rendered conversation: text of the template, or the content of a turn."""
 
     text: str = ""
     content: int | None = None
-    """Index of the turn whose content stands here."""
+    """Index of the turn whose content this is."""
     answer: int | None = None
-    """Index of the assistant's turn that this is a part of."""
+    """Index of the assistant's turn that this belongs to."""
 
 
 class ChatTemplate:
@@ -50,37 +50,37 @@ class ChatTemplate:
         try:
             self._template = _dated(_source(tokenizer))
             *asked, closing = _texts(self._render(_placeholders(("user", "assistant")), False), 2)
-            self.marks = Marks(tokenizer, "".join([*asked, closing]))
-            mark = self.marks.first(closing)
-            self._closing = closing[: mark.end()] if mark else ""
-            self.end_token = self.marks.ids[mark[0]] if mark else cast(int, tokenizer.eos_token_id)
+            self.special = SpecialTokens(tokenizer, "".join([*asked, closing]))
+            end = self.special.first(closing)
+            self._closing = closing[: end.end()] if end else ""
+            self.end_token = self.special.ids[end[0]] if end else cast(int, tokenizer.eos_token_id)
             self._parts(("user", "assistant"), False)
-        except Refused as refused:
+        except TemplateError as error:
             raise UserError(
-                f"data.template: this model's chat template can't be used: {refused}; use -S data.template=alpaca"
+                f"data.template: this model's chat template can't be used: {error}; use -S data.template=alpaca"
             ) from None
 
-    def pieces(self, turns: Sequence[Turn], *, answer_next: bool = False) -> list[Piece]:
-        """The conversation in pieces, up to where its last answer is closed, or with `answer_next` the next one starts.
+    def spans(self, turns: Sequence[Turn], *, answer_next: bool = False) -> list[Span]:
+        """The conversation up to where its last answer is closed or, with `answer_next`, where the next one starts.
 
-        Raises Refused if the template doesn't take it, leaves out a turn, or rewrites what a turn says.
+        Raises TemplateError if the template fails on it, leaves out a turn, or rewrites what a turn says.
         """
         parts, rest = self._parts(tuple(turn.role for turn in turns), answer_next)
-        pieces, text = [], ""
+        spans, text = [], ""
         for part in parts:
             written = part.text if part.content is None else turns[part.content].content
             loss = part.answer is not None and turns[part.answer].learn
-            pieces.append(Piece(written, own=part.content is None, loss=loss))
+            spans.append(Span(written, markup=part.content is None, loss=loss))
             text += written
             if part.content is not None and part.content == part.answer and not self._closing:
-                # The template closes an answer with no token of its own, so nothing else would teach an end.
-                pieces.append(Piece(cast(str, self._tokenizer.eos_token), own=True, loss=loss))
+                # The template has no token that closes an answer, so nothing else would teach an end.
+                spans.append(Span(cast(str, self._tokenizer.eos_token), markup=True, loss=loss))
         if text + rest != self._render([{"role": turn.role, "content": turn.content} for turn in turns], answer_next):
-            raise Refused("it rewrites what a turn says")
-        return pieces
+            raise TemplateError("it rewrites what a turn says")
+        return spans
 
     def _parts_of_roles(self, roles: tuple[str, ...], answer_next: bool) -> tuple[list[_Part], str]:
-        """The parts of any conversation of turns with these roles, and the template's text behind its last answer."""
+        """The parts of every conversation with these roles, and the template's text after its last answer."""
         messages = _placeholders(roles)
         full = self._render(messages, answer_next)
         texts = _texts(full, len(roles))
@@ -92,7 +92,7 @@ class ChatTemplate:
                 continue
             prompt = self._render(messages[:turn], True)
             if not full.startswith(prompt):
-                raise Refused("it opens an answer in another way than it asks for one")
+                raise TemplateError("it opens an answer in another way than it asks for one")
             asked = len(_texts(prompt, turn)[-1]) - (len(self._closing) if _closed(parts) else 0)
             parts += [_Part(opening[:asked]), _Part(opening[asked:], answer=turn), _Part(content=turn, answer=turn)]
             if self._closing and texts[turn + 1].startswith(self._closing):
@@ -110,8 +110,10 @@ class ChatTemplate:
                     messages, chat_template=self._template, tokenize=False, add_generation_prompt=answer_next
                 ),
             )
-        except Exception as error:  # a template is a program of the model's author, and fails as it likes
-            raise Refused(f"it says {str(error).splitlines()[0] if str(error) else type(error).__name__!r}") from None
+        except Exception as error:  # a template is a program by the model's author, and may fail in any way
+            raise TemplateError(
+                f"it says {str(error).splitlines()[0] if str(error) else type(error).__name__!r}"
+            ) from None
 
 
 def _source(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -119,15 +121,15 @@ def _source(tokenizer: PreTrainedTokenizerBase) -> str:
     try:
         return tokenizer.get_chat_template()
     except ValueError:
-        raise Refused("it has several templates, and none named default") from None
+        raise TemplateError("it has several templates, and none named default") from None
 
 
 def _dated(template: str) -> str:
-    """The template, in which the function that asks for the date answers with `TODAY`."""
+    """The template, with `TODAY` for the date that it asks for."""
     if "strftime_now" not in template:
         return template
-    # As a macro of the template's own, because transformers hands no function of ours on. A line of its own lets
-    # Jinja see the template's first line as it was.
+    # As a macro in the template, because transformers passes no function of ours on. The macro has a separate line, so
+    # that Jinja sees the template's first line as it was.
     codes = "aAbBcdfGHIjmMpSuUVwWxXyYzZ"
     known = {"%%": "\0"} | {f"%{code}": TODAY.strftime(f"%{code}") for code in codes} | {"%-d": str(TODAY.day)}
     known |= {"%-m": str(TODAY.month), "%F": TODAY.isoformat(), "\0": "%"}
@@ -145,8 +147,8 @@ def _placeholders(roles: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _texts(rendered: str, turns: int) -> list[str]:
-    """The template's text before, between and after the turns' contents. Raises Refused unless each stands there once."""
+    """The template's text before, between and after the turns' contents. Raises TemplateError unless each is there once."""
     parts = _PLACEHOLDER.split(rendered)
     if parts[1::2] != [str(index) for index in range(turns)]:
-        raise Refused("it leaves out a turn, repeats one, or changes their order")
+        raise TemplateError("it leaves out a turn, repeats one, or changes their order")
     return parts[::2]

@@ -1,4 +1,4 @@
-"""Data files in: which of a folder's files hold records, and the raw records of each, with what can't be read named."""
+"""The data files of a folder, and the raw records in each; what can't be read is named."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.data import forms, json_text
+from finetune.data import forms, texts
 from finetune.data.forms import Unreadable
-from finetune.data.json_text import DuplicateKey, JsonText, NotJson
 from finetune.data.tables import read_table
-from finetune.data.texts import BLOCK, blocks, lines
+from finetune.data.texts import BLOCK, DuplicateKey, JsonText, NotJson, blocks, lines
 from finetune.errors import UserError, quoted
 from finetune.sources.catalogue import DATA_SUFFIXES, data_files, data_suffix
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 Columns = dict[str, str] | None
 
 _ROWS = 1000
-"""Of a Parquet file, that are held at a time."""
+"""Rows of a Parquet file that are held at a time."""
 
 
 def files_at(path: Path) -> list[Path]:
@@ -39,8 +38,8 @@ def files_at(path: Path) -> list[Path]:
 def raw_records(file: Path, columns: Columns) -> Iterator[tuple[int, Any]]:
     """Index from 0 and raw value of each record; one that can't be read comes as Unreadable.
 
-    The file is read as its records are asked for, so that only a few are held at a time. Raises UserError if the file
-    as a whole can't be read, after the records that come before its fault.
+    The file is read as its records are consumed, so that only a few are held at a time. Raises UserError if the file
+    as a whole can't be read, after the records before the fault.
     """
     kind = data_suffix(file).removesuffix(".gz")
     yield from enumerate(_READERS[kind](file, columns))
@@ -49,7 +48,7 @@ def raw_records(file: Path, columns: Columns) -> Iterator[tuple[int, Any]]:
 def _json_line(text: str) -> Any:
     """The JSON value in `text`, or Unreadable."""
     try:
-        return json_text.loads(text)
+        return texts.loads(text)
     except DuplicateKey:
         return Unreadable("duplicate_key")
     except RecursionError:
@@ -59,8 +58,8 @@ def _json_line(text: str) -> Any:
 
 
 @contextmanager
-def _said_of(file: Path) -> Iterator[None]:
-    """Turn what is wrong with the JSON that is read in the block into a UserError about the file."""
+def _faults_of(file: Path) -> Iterator[None]:
+    """Turn what is wrong with the JSON that the block reads into a UserError about the file."""
     try:
         yield
     except RecursionError:
@@ -82,7 +81,7 @@ def _read_json(file: Path, columns: Columns) -> Iterator[Any]:
     """A list of records, an object around one, or one record a line under a name that says otherwise."""
     text = JsonText(blocks(file))
     opening = text.peek()
-    with _said_of(file):
+    with _faults_of(file):
         if opening == "[":
             yield from text.elements()
             text.end()
@@ -95,9 +94,9 @@ def _read_json(file: Path, columns: Columns) -> Iterator[Any]:
 
 
 def _read_object(file: Path, columns: Columns) -> Iterator[Any]:
-    """The records in the one list of the object in the file; or, if that is one of several, each line's.
+    """The records in the one list of the file's object; or, if the file holds an object a line, each line's.
 
-    The object is gone through twice: whether its list is one of records is known at its end only.
+    The object is read twice, because only at its end is it known whether its list is one of records.
     """
     try:
         name = _list_of_records(file, _members(file))
@@ -115,7 +114,7 @@ def _read_object(file: Path, columns: Columns) -> Iterator[Any]:
 
 
 def _members(file: Path) -> dict[str, bool | None]:
-    """The keys of the object in the file, and of each whether its value is a list of objects; None if it's no list."""
+    """Key -> whether its value is a list of objects, None if it's no list, of the object in the file."""
     text = JsonText(blocks(file))
     found: dict[str, bool | None] = {}
     for key in text.members():
@@ -131,10 +130,9 @@ def _members(file: Path) -> dict[str, bool | None]:
 
 
 def _list_of_records(file: Path, members: dict[str, bool | None]) -> str:
-    """The key of the one list in an object with such `members`."""
+    """The key of the one list in an object with such `members`. Raises UserError if there are several, or none."""
     lists = [key for key, of_objects in members.items() if of_objects is not None]
-    # One record may well hold lists.
-    if {"messages", "conversations", "prompt", "instruction"}.isdisjoint(members):
+    if forms.MARKERS.isdisjoint(members):  # a single record may hold lists as well
         if len(lists) > 1:
             raise UserError(
                 f"{file}: holds several lists ({', '.join(map(quoted, lists))}); put the records of one of them into a file of its own"
@@ -164,7 +162,7 @@ def _read_jsonl(file: Path, columns: Columns) -> Iterator[Any]:
 
 
 def _is_one_list(file: Path) -> bool:
-    """Whether the file's text is one JSON list, and not one a line."""
+    """Whether the file's text is one JSON list, not a list a line."""
     text = JsonText(blocks(file))
     try:
         for _ in text.elements():
@@ -180,7 +178,7 @@ def _first_line(file: Path) -> str:
 
 
 def _column(column: Array, *, read: bool) -> list[Any]:
-    """A column's values; of one that isn't read only whether there is one, since Python may have no such value."""
+    """A column's values; of one that isn't read, only whether each is there: Python may have no type for them."""
     return column.to_pylist() if read else [True if there else None for there in column.is_valid().to_pylist()]
 
 
@@ -190,8 +188,8 @@ def _read_parquet(file: Path, columns: Columns) -> Iterator[Any]:
 
     known = {*forms.COLUMNS, *(columns or {}).values()}
     try:
-        # Not `read_table`, which adds columns that it reads out of a path such as lang=en/a.parquet. With a buffer, or
-        # a group of rows, which may be the whole file, would be read before it is decoded.
+        # Not `read_table`, which adds columns that it takes from a path such as lang=en/a.parquet. Without a buffer, a
+        # whole row group, which may be the file, would be read before it is decoded.
         table = parquet.ParquetFile(file, buffer_size=BLOCK)
         names = table.schema_arrow.names
         twice = sorted({name for name in names if names.count(name) > 1})

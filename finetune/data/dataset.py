@@ -1,4 +1,4 @@
-"""Records to tokenised rows, sampled and split."""
+"""Records sampled, encoded as tokenised rows, and split."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from finetune.data.pieces import Refused
 from finetune.data.prepared import IGNORE, SPLITS
-from finetune.data.prompts import Stretch, Template
-from finetune.data.records import Records
-from finetune.data.turns import Record
+from finetune.data.prompts import Segment, Template
+from finetune.data.records import Record, Records
+from finetune.data.tokens import TemplateError
 from finetune.errors import UserError
 
 BATCH = 256
@@ -21,23 +20,22 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Encoded:
-    """A record as a row of the dataset, and what its last response was before it was cut."""
+    """A record as a row of the dataset, and its last response before it was cut."""
 
     row: dict
-    response: Stretch
+    response: Segment
 
 
-def encode(record: Record, stretches: Sequence[Stretch], max_length: int) -> Encoded | None:
+def encode(record: Record, segments: Sequence[Segment], max_length: int) -> Encoded | None:
     """One row: `input_ids` and `labels` (-100 outside the responses), both of at most `max_length` tokens.
 
-    A response that doesn't fit is cut, and then has no end token; what would follow it is left out.
-    `reference` is the last response that is left, `prompt` the text before it. None if the first
-    prompt leaves no room.
+    A response that doesn't fit is cut, and then has no end token; what follows it is left out. `reference` is the last
+    response that is left, `prompt` the text before it. Returns None if the first prompt leaves no room for a response.
     """
     ids: list[int] = []
     labels: list[int] = []
     kept = 0
-    for prompt, response in zip(stretches[::2], stretches[1::2], strict=True):
+    for prompt, response in zip(segments[::2], segments[1::2], strict=True):
         room = max_length - len(ids) - len(prompt.ids)
         if room < 1:
             break
@@ -49,22 +47,22 @@ def encode(record: Record, stretches: Sequence[Stretch], max_length: int) -> Enc
     row = {
         "input_ids": ids,
         "labels": labels,
-        "truncated": len(ids) < sum(len(stretch.ids) for stretch in stretches),
-        "prompt": "".join(stretch.text for stretch in stretches[: kept - 1]),
-        "reference": stretches[kept - 1].said,
+        "truncated": len(ids) < sum(len(segment.ids) for segment in segments),
+        "prompt": "".join(segment.text for segment in segments[: kept - 1]),
+        "reference": segments[kept - 1].said,
         "record": record.position,
     }
-    return Encoded(row, stretches[kept - 1])
+    return Encoded(row, segments[kept - 1])
 
 
 @dataclass
 class Tally:
-    """What `sample` counts while its rows are taken."""
+    """Counts that `sample` makes while its rows are consumed."""
 
     dropped: Counter[str] = field(default_factory=Counter)
     """Why records weren't used: 'prompt_too_long', 'template_refused'."""
     made_of: Counter[str] = field(default_factory=Counter)
-    """Form or source to the rows of it."""
+    """Form or source to the number of its rows."""
 
 
 def sample(
@@ -80,23 +78,22 @@ def sample(
 ) -> Iterator[Encoded]:
     """Encode `size` records (or all, if there are fewer) in an order drawn by `seed`.
 
-    `weights` gives each source its share of `size`; without any all records are alike. Raises UserError for a record
-    that the template refuses if `on_bad_record` is 'error', or if it refuses all.
+    `weights` gives each source its share of `size`; without weights, all records are drawn alike. Raises UserError for
+    the first record that the template refuses if `on_bad_record` is 'error', or if it refuses all.
     """
-    # A source that gives nothing is named as well.
+    # A source without any row is counted as well.
     tally.made_of.update({f"source_{source}": 0 for source in {*weights, *records.sources}})
     done, refusal = 0, ""
     left = Counter(_quotas(weights, size)) if weights else Counter({"": size})
-    waiting = _drawn(records, seed)
-    for batch in _batches(waiting, left, weighted=bool(weights)):
-        for record, stretches in zip(batch, template.stretches([record.turns for record in batch]), strict=True):
-            if isinstance(stretches, Refused):
-                refusal = f"{record.position}: data.template can't take the record: {stretches}"
+    for batch in _batches(_drawn(records, seed), left, weighted=bool(weights)):
+        for record, segments in zip(batch, template.segments([record.turns for record in batch]), strict=True):
+            if isinstance(segments, TemplateError):
+                refusal = f"{record.position}: data.template can't take the record: {segments}"
                 if on_bad_record == "error":
                     raise UserError(refusal)
                 tally.dropped["template_refused"] += 1
                 continue
-            encoded = encode(record, stretches, max_length)
+            encoded = encode(record, segments, max_length)
             if encoded is None:
                 tally.dropped["prompt_too_long"] += 1
                 continue
@@ -116,15 +113,15 @@ def _drawn(records: Records, seed: int) -> Iterator[Record]:
 
 
 def _batches(records: Iterator[Record], left: Counter[str], *, weighted: bool) -> Iterator[list[Record]]:
-    """The records in batches that can't be too many: no more of a source than are `left` to it.
+    """The records in batches, each with no more records of a source than are `left` to it.
 
-    Whoever takes a batch lowers `left` before the next, which goes on where that one ended.
+    The caller lowers `left` before it asks for the next batch, which starts where the last one ended.
     """
     batch: list[Record] = []
     asked: Counter[str] = Counter()
     for record in records:
         source = record.source if weighted else ""
-        # Some of those may yet be dropped, and make room for this one.
+        # The caller may drop some of the batch, and so make room for this record.
         if batch and (len(batch) == BATCH or asked[source] == left[source]):
             yield batch
             batch, asked = [], Counter()
@@ -138,7 +135,7 @@ def _batches(records: Iterator[Record], left: Counter[str], *, weighted: bool) -
 
 
 def _quotas(weights: dict[str, float], size: int) -> dict[str, int]:
-    """How many of `size` each source may give; the largest remainders get what rounding down leaves."""
+    """How many of `size` records each source gives; what rounding down leaves goes to the largest remainders."""
     shares = {name: weight * size / sum(weights.values()) for name, weight in weights.items()}
     quotas = {name: int(share) for name, share in shares.items()}
     by_remainder = sorted(shares, key=lambda name: quotas[name] - shares[name])
@@ -150,7 +147,7 @@ def _quotas(weights: dict[str, float], size: int) -> dict[str, int]:
 def split(count: int, *, validation: float, test: float, dropped: Counter[str]) -> dict[str, range]:
     """Cut `count` rows (already in random order) into train, validation and test; each gets at least one row.
 
-    Raises UserError if there are fewer than three; it names what `dropped` counts.
+    Raises UserError if there are fewer than three, with the counts of `dropped`, or if none is left for training.
     """
     if count < len(SPLITS):
         counts = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common()) or "none"

@@ -1,4 +1,4 @@
-"""The forms in which people keep instructions, told apart record by record and read into turns.
+"""The forms of training records, recognised record by record and read into turns.
 
 Alpaca's (instruction, input, output, and LLaMA-Factory's system and history), OpenAI's `messages`, ShareGPT's
 `conversations`, and TRL's `prompt` with `completion`. docs/data.md has an example of each.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.data.turns import Turn
+from finetune import params
 
 _MESSAGE_KEYS = {"role", "from", "content", "value", "weight", "tools", "tool_calls", "function_call"}
 
@@ -24,8 +24,26 @@ _ROLE = {spelling: role for role, spellings in _ROLES.items() for spelling in sp
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One message of a conversation, whatever form the file had."""
+
+    role: str
+    """'system', 'user' or 'assistant'."""
+    text: str
+    input: str = ""
+    """The context that Alpaca's form keeps apart from the instruction; '' elsewhere."""
+    learn: bool = True
+    """For an assistant's turn, whether it carries loss."""
+
+    @property
+    def content(self) -> str:
+        """The text with its input below, as a chat template takes it."""
+        return f"{self.text}\n\n{self.input}" if self.input else self.text
+
+
+@dataclass(frozen=True)
 class Unreadable:
-    """Stands in a file's records for one that its reader couldn't read."""
+    """Takes the place of a record that the file's reader couldn't read."""
 
     reason: str
     """Its key in `EXPLAIN`."""
@@ -57,24 +75,24 @@ EXPLAIN = {
     "no_answer": "has no assistant's turn to learn",
     "tools": "calls tools, which aren't supported",
 }
-"""Why a record can't be used, as a sentence goes on after its position."""
+"""Why a record can't be used: the predicate of a sentence that starts with its position."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """One way to write a record down."""
+    """One form of a record."""
 
     needs: tuple[str, ...]
-    """Columns that it can't do without."""
+    """Required columns."""
     may_have: tuple[str, ...]
-    """Columns that it reads besides."""
+    """Optional columns."""
     turns: Callable[[dict[str, Any]], Iterable[Turn]]
-    """What it says, from its columns."""
+    """Reads the turns from the columns."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What `read` made of a record."""
+    """A record as `read` understood it."""
 
     form: str
     turns: tuple[Turn, ...]
@@ -86,7 +104,7 @@ class Reading:
 
 
 def read(raw: object, columns: dict[str, str] | None) -> Reading:
-    """Tell a record's form, and read it. `columns` maps names of `COLUMNS` to the file's own. Raises BadRecord."""
+    """Recognise a record's form, and read it. `columns` maps names of `COLUMNS` to the file's own. Raises BadRecord."""
     if isinstance(raw, Unreadable):
         raise BadRecord(raw.reason)
     if not isinstance(raw, dict):
@@ -104,7 +122,7 @@ def read(raw: object, columns: dict[str, str] | None) -> Reading:
 
 
 def _known_names(raw: dict, columns: dict[str, str]) -> dict[str, Any]:
-    """The columns that hold something, `columns` renamed; null, and the NaN that pandas writes for it, mean absent."""
+    """The columns that hold a value, renamed by `columns`; null, and the NaN that pandas writes for it, mean absent."""
     renamed = {
         key if _folded(key) in (raw.keys() | columns.keys()) else _folded(key): value
         for key, value in raw.items()
@@ -120,13 +138,13 @@ def is_known(name: str, known: Collection[str]) -> bool:
 
 
 def _folded(name: Any) -> Any:
-    """The column that a name such as 'Instruction' means; the name itself if it means none."""
+    """The column that a name such as 'Instruction' means; the name itself if no column is called so."""
     folded = name.strip().lower() if isinstance(name, str) else name
     return folded if folded in COLUMNS else name
 
 
 def _unread_keys(messages: Any) -> set[str]:
-    """Keys of messages, such as 'reasoning_content', that hold something and aren't read."""
+    """Keys of messages, such as 'reasoning_content', that hold a value and aren't read."""
     dicts = [message for message in messages if isinstance(message, dict)] if isinstance(messages, list) else []
     return {str(key) for message in dicts for key, value in message.items() if value is not None} - _MESSAGE_KEYS
 
@@ -184,10 +202,13 @@ FORMS = {
     "sharegpt": Form(("conversations",), ("system", "tools"), _sharegpt),
     "prompt_completion": Form(("prompt", "completion"), ("system", "tools"), _prompt_completion),
 }
-"""By name. The first that a record has the columns for is taken."""
+"""By name. A record has the first form whose required columns it has."""
 
-COLUMNS = tuple(dict.fromkeys(name for form in FORMS.values() for name in (*form.needs, *form.may_have)))
-"""Every column that one of the forms reads."""
+COLUMNS = (*params.COLUMNS, "tools")
+"""Every column that a form reads, and LLaMA-Factory's tools, which are recognised to be refused."""
+
+MARKERS = frozenset(form.needs[0] for form in FORMS.values())
+"""Columns of which every record has one."""
 
 
 def _system(values: dict[str, Any]) -> Iterable[Turn]:
@@ -197,7 +218,7 @@ def _system(values: dict[str, Any]) -> Iterable[Turn]:
 
 
 def _turns(value: Any) -> Iterable[Turn]:
-    """Turns of a list of {role, content} or {from, value}."""
+    """The turns in a list of {role, content} or {from, value}."""
     for message in _list(value):
         if not isinstance(message, dict):
             raise BadRecord("wrong_type")
@@ -214,7 +235,7 @@ def _turns(value: Any) -> Iterable[Turn]:
 
 
 def _joined(content: Any) -> Any:
-    """The text of a content given in parts, as multimodal models take it, if all its parts are text."""
+    """The text of a content in parts, as multimodal models take it. Raises BadRecord if a part isn't text."""
     if not isinstance(content, list):
         return content
     if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
@@ -223,13 +244,13 @@ def _joined(content: Any) -> Any:
 
 
 def _refuse_tools(values: dict[str, Any]) -> None:
-    """LLaMA-Factory's files carry a column of tools that is mostly the text '[]'."""
+    """Raise BadRecord if tools are called. LLaMA-Factory's files have a column of tools that is mostly the text '[]'."""
     if any(values.get(key) not in (None, "", "[]", [], {}) for key in ("tools", "tool_calls", "function_call")):
         raise BadRecord("tools")
 
 
 def _list(value: Any) -> list:
-    """A list, or one written as JSON, which is all that a cell of CSV can hold."""
+    """A list, or one written as JSON, as in a cell of CSV. Raises BadRecord."""
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip() else []
@@ -261,7 +282,7 @@ def _text(value: Any) -> str:
 
 
 def _answered(turns: list[Turn]) -> int:
-    """How many of the turns lead to an answer, the last one to learn included. Raises BadRecord."""
+    """How many of the turns there are up to the last answer that is learnt. Raises BadRecord."""
     for turn in turns:
         if not turn.text and turn.role != "system":
             raise BadRecord("empty_output" if turn.role == "assistant" else "empty_instruction")

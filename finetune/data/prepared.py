@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from finetune.places import FACTS
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
+    from pyarrow import ChunkedArray
     from transformers import PreTrainedTokenizerBase
 
 SPLITS = ("train", "validation", "test")
@@ -21,9 +22,12 @@ SPLITS = ("train", "validation", "test")
 IGNORE = -100
 """Label of a position without loss (PyTorch's cross-entropy default)."""
 
+_BATCH = 1000
+"""Rows that are looked at together."""
+
 
 def load(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[DatasetDict, dict]:
-    """The splits and facts that `save` wrote.
+    """The splits and facts of the prepared dataset in `folder`.
 
     Raises UserError if there is none, or if it was made with a tokenizer other than `tokenizer`.
     """
@@ -51,10 +55,10 @@ def prompt_length(labels: list[int]) -> int:
 
 
 def lengths(split: Dataset) -> list[int]:
-    """Tokens of each row, from the column's offsets: no row is read."""
+    """Tokens of each row, from the column's offsets: no token is read."""
     from pyarrow import compute
 
-    return compute.list_value_length(split.data.column("input_ids")).to_pylist()
+    return [length for column in _token_ids(split) for length in compute.list_value_length(column).to_pylist()]
 
 
 def extremes(split: Dataset) -> list[list[int]]:
@@ -69,10 +73,19 @@ def highest_token(split: Dataset) -> int:
     """The highest token id of the split."""
     from pyarrow import compute
 
-    return max(compute.max(chunk.flatten()).as_py() for chunk in split.data.column("input_ids").chunks if len(chunk))
+    return max(compute.max(compute.list_flatten(column)).as_py() for column in _token_ids(split))
+
+
+def _token_ids(split: Dataset) -> Iterator[ChunkedArray]:
+    """The column of token ids, a batch of rows at a time, in the order of the split's rows.
+
+    `split.data` would be the table behind the split, whose rows are others after `filter`, `select` or `shuffle`.
+    """
+    for batch in split.select_columns("input_ids").with_format("arrow").iter(_BATCH):
+        yield batch.column("input_ids")
 
 
 def tokenizer_id(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Short hash of what turns text into ids: vocabulary, special tokens, chat template."""
+    """Short hash of all that turns text into ids: vocabulary, special tokens, chat template."""
     parts = [sorted(tokenizer.get_vocab().items()), tokenizer.all_special_tokens, tokenizer.chat_template]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast
 
 from finetune.data import alpaca
 from finetune.data.chat import ChatTemplate
-from finetune.data.pieces import Marks, Piece, Refused, Run, token_ids
-from finetune.data.turns import Turn
+from finetune.data.forms import Turn
+from finetune.data.tokens import Span, SpecialTokens, TemplateError, Text, token_ids
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Tokens of a conversation that follow each other, all learnt or none."""
+class Segment:
+    """Consecutive tokens of a conversation, all learnt or none."""
 
     ids: list[int]
     text: str
-    """What they say, in full."""
+    """Their text."""
     said: str
-    """What of it a person wrote, not the template."""
+    """The part of the text that a person wrote, not the template."""
     loss: bool
 
 
@@ -33,26 +33,26 @@ class Template:
     """Renders and tokenises conversations. `name` is 'alpaca' or 'chat'."""
 
     def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raises UserError if 'chat' is asked of a tokenizer without a chat template that can be used."""
+        """Raises UserError if `name` is 'chat' and the tokenizer has no chat template that can be used."""
         self._tokenizer = tokenizer
         self._chat = ChatTemplate(tokenizer) if name == "chat" else None
-        self._marks = self._chat.marks if self._chat else Marks(tokenizer)
+        self._special = self._chat.special if self._chat else SpecialTokens(tokenizer)
 
     @property
     def end_tokens(self) -> list[int]:
         """Ids of the tokens that end an answer; the first closes each response."""
         return [self._chat.end_token if self._chat else cast(int, self._tokenizer.eos_token_id)]
 
-    def stretches(self, conversations: Sequence[Sequence[Turn]]) -> list[list[Stretch] | Refused]:
+    def segments(self, conversations: Sequence[Sequence[Turn]]) -> list[list[Segment] | TemplateError]:
         """The tokens of each conversation: prompt and response in turn, from the first prompt to the last response.
 
-        Refused, if the template can't render it.
+        A TemplateError, if the template can't render it.
         """
         plans = [self._plan(turns) for turns in conversations]
-        runs = [run for plan in plans if isinstance(plan, _Plan) for run in plan.runs]
-        ids = iter(token_ids(self._tokenizer, runs, self._marks))
+        texts = [text for plan in plans if isinstance(plan, _Plan) for text in plan.texts]
+        ids = iter(token_ids(self._tokenizer, texts, self._special))
         return [
-            plan.stretches(list(islice(ids, len(plan.runs)))) if isinstance(plan, _Plan) else plan for plan in plans
+            plan.segments(list(islice(ids, len(plan.texts)))) if isinstance(plan, _Plan) else plan for plan in plans
         ]
 
     def question_ids(self, turns: Sequence[Turn]) -> list[int]:
@@ -61,60 +61,57 @@ class Template:
         Raises UserError if the template can't render it.
         """
         try:
-            pieces = self._chat.pieces(turns, answer_next=True) if self._chat else self._alpaca(turns)
-            (ids,) = token_ids(self._tokenizer, [(pieces, self._chat is None)], self._marks)
-            if isinstance(ids, Refused):
+            spans = self._chat.spans(turns, answer_next=True) if self._chat else self._alpaca(turns)
+            (ids,) = token_ids(self._tokenizer, [(spans, self._chat is None)], self._special)
+            if isinstance(ids, TemplateError):
                 raise ids
             return ids
-        except Refused as refused:
-            raise UserError(f"the model can't take this prompt: {refused}") from None
+        except TemplateError as error:
+            raise UserError(f"the model can't take this prompt: {error}") from None
 
-    def _plan(self, turns: Sequence[Turn]) -> _Plan | Refused:
+    def _plan(self, turns: Sequence[Turn]) -> _Plan | TemplateError:
         try:
-            pieces = self._chat.pieces(turns) if self._chat else self._alpaca(turns)
-        except Refused as refused:
-            return refused
-        cuts = [0, *(i for i in range(1, len(pieces)) if pieces[i].loss != pieces[i - 1].loss), len(pieces)]
-        return _Plan(pieces, cuts, whole=self._chat is not None)
+            spans = self._chat.spans(turns) if self._chat else self._alpaca(turns)
+        except TemplateError as error:
+            return error
+        return _Plan(spans, whole=self._chat is not None)
 
-    def _alpaca(self, turns: Sequence[Turn]) -> list[Piece]:
+    def _alpaca(self, turns: Sequence[Turn]) -> list[Span]:
         if not alpaca.alternate([*turns, Turn("assistant", "")] if turns[-1].role == "user" else turns):
-            raise Refused("question and answer don't take turns; use -S data.template=chat")
-        return alpaca.pieces(turns, cast(str, self._tokenizer.eos_token))
+            raise TemplateError("question and answer don't take turns; use -S data.template=chat")
+        return alpaca.spans(turns, cast(str, self._tokenizer.eos_token))
 
 
 class _Plan:
-    """A conversation on its way to tokens.
+    """The texts that are tokenised for a conversation, and its segments made from their token ids.
 
-    A chat is tokenised as a whole, as its model knows it, unless a token would lie across the end of a stretch: an
-    answer is always written after its question's tokens. Alpaca's stretches are tokenised each for itself.
+    A chat is tokenised as a whole, as its model knows it, unless a token would cross the end of a segment: an answer is
+    always generated after the tokens of its question. The segments of Alpaca's template are tokenised one by one.
     """
 
-    def __init__(self, pieces: list[Piece], cuts: list[int], whole: bool) -> None:
-        """`cuts` are the indices of `pieces` at which a stretch starts or ends."""
-        self._pieces, self._cuts = pieces, cuts
-        self.runs: list[Run] = [(pieces[first:last], not whole and first == 0) for first, last in pairwise(cuts)]
-        """What is to be tokenised."""
+    def __init__(self, spans: list[Span], whole: bool) -> None:
+        """`whole` also tokenises the conversation up to the end of each segment."""
+        cuts = [0, *(i for i in range(1, len(spans)) if spans[i].loss != spans[i - 1].loss), len(spans)]
+        self._parts = [spans[first:last] for first, last in pairwise(cuts)]
+        self.texts: list[Text] = [(part, not whole and index == 0) for index, part in enumerate(self._parts)]
         if whole:
-            self.runs += [(pieces[:end], False) for end in cuts[1:]]
+            self.texts += [(spans[:end], False) for end in cuts[1:]]
 
-    def stretches(self, ids: list[list[int] | Refused]) -> list[Stretch] | Refused:
-        """The conversation's stretches, given the token ids of each of its runs."""
-        good: list[list[int]] = []
-        for run in ids:
-            if isinstance(run, Refused):
-                return run
-            good.append(run)
-        count = len(self._cuts) - 1
-        apart, upto = good[:count], good[count:]
-        if upto and all(upto[-1][: len(run)] == run for run in upto):
+    def segments(self, found: list[list[int] | TemplateError]) -> list[Segment] | TemplateError:
+        """The conversation's segments, given the token ids of each of its texts."""
+        for error in found:
+            if isinstance(error, TemplateError):
+                return error
+        ids = cast(list[list[int]], found)
+        apart, upto = ids[: len(self._parts)], ids[len(self._parts) :]
+        if upto and all(upto[-1][: len(some)] == some for some in upto):
             apart = [after[len(before) :] for before, after in pairwise([[], *upto])]
         return [
-            Stretch(
-                run,
-                "".join(piece.text for piece in self._pieces[start:end]),
-                "".join(piece.text for piece in self._pieces[start:end] if not piece.own),
-                self._pieces[start].loss,
+            Segment(
+                own,
+                "".join(span.text for span in part),
+                "".join(span.text for span in part if not span.markup),
+                part[0].loss,
             )
-            for (start, end), run in zip(pairwise(self._cuts), apart, strict=True)
+            for part, own in zip(self._parts, apart, strict=True)
         ]

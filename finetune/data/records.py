@@ -1,4 +1,4 @@
-"""Records in: read from data files in any known form, checked one by one, duplicates removed."""
+"""Records read from data files in any known form, checked one by one, duplicates removed."""
 
 from __future__ import annotations
 
@@ -9,27 +9,46 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from finetune.data import forms
 from finetune.data.datafiles import Columns, files_at, raw_records
-from finetune.data.spool import Spool, StoredRecords
-from finetune.data.turns import Record
+from finetune.data.forms import Turn
+from finetune.data.spool import Spool
 from finetune.errors import UserError
 from finetune.files import whole_file
 from finetune.sources.provenance import provenance
 
 
 @dataclass(frozen=True)
-class Records:
-    """What was read, and what wasn't used of it."""
+class Record:
+    """A conversation that ends in an answer. The system's turn, if there is one, is the first."""
 
-    good: StoredRecords
+    turns: tuple[Turn, ...]
+    position: str
+    """File and index, as in 'alpaca.json[17]', counted from 0."""
+    form: str
+    """Its form in the file, a key of `forms.FORMS`."""
+    source: str = ""
+    """Folder of the source that it came from where several are mixed; '' otherwise."""
+
+    def key(self) -> bytes:
+        """128 bits that two records share only if all before their last answers is the same, white space aside."""
+        parts = (" ".join(part.split()) for turn in self.turns[:-1] for part in (turn.role, turn.text, turn.input))
+        return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).digest()  # no part holds a line break
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records that were read, and counts of what wasn't used."""
+
+    good: Spool[Record]
     dropped: Counter[str] = field(default_factory=Counter)
     """Reason, a key of `forms.EXPLAIN` or 'duplicate', to a count."""
     unanswered: int = 0
     """Turns left out because no answer to learn follows them."""
     ignored: Counter[str] = field(default_factory=Counter)
-    """Column that no form reads, to the records that have one."""
+    """Column that no form reads, to the number of records that have it."""
     sources: frozenset[str] = frozenset()
     """Folders of the sources that the good records came from, where several are mixed."""
 
@@ -37,20 +56,20 @@ class Records:
 def read_records(path: Path, on_bad_record: str, columns: Columns = None, folder: Path | None = None) -> Records:
     """Read every data file at `path` (file or folder): the distinct good records, and why others were dropped.
 
-    Records are distinct by all that comes before the last answer, white space aside; the first is kept. They are put
-    aside on the disk, in a file without a name in `folder`; memory holds a few bytes of each.
+    Records with the same `key` are duplicates; the first is kept. Good records are kept on the disk, in a nameless file
+    in `folder`; memory holds a few bytes of each.
 
     Raises UserError for an unreadable file, for no usable record, and, if `on_bad_record` is
     'error', for the first broken record (a duplicate isn't broken).
     """
-    good = StoredRecords(folder)
+    good = Spool[Record](folder, _to_json, _from_json)
     seen = set[bytes]()
     dropped: Counter[str] = Counter()
     ignored: Counter[str] = Counter()
     sources = set[str]()
     unanswered = 0
     for source, file, index, raw in _every_raw_record(path, columns):
-        position = f"{_name(file, path)}[{index}]"
+        position = f"{file.name if file == path else file.relative_to(path).as_posix()}[{index}]"
         try:
             reading = forms.read(raw, columns)
         except forms.BadRecord as bad:
@@ -59,11 +78,11 @@ def read_records(path: Path, on_bad_record: str, columns: Columns = None, folder
         record = Record(reading.turns, position, reading.form, source)
         unanswered += reading.unanswered
         ignored.update(reading.ignored)
-        question = _hash(record)
-        if question in seen:
+        key = record.key()
+        if key in seen:
             dropped["duplicate"] += 1
             continue
-        seen.add(question)
+        seen.add(key)
         sources.add(source)
         good.append(record)
     if not good:
@@ -71,10 +90,14 @@ def read_records(path: Path, on_bad_record: str, columns: Columns = None, folder
     return Records(good, dropped, unanswered, ignored, frozenset(sources - {""}))
 
 
-def _hash(record: Record) -> bytes:
-    """128 bits that two records share only if their questions are the same."""
-    # No part holds a line break.
-    return hashlib.blake2b("\n".join(record.question).encode(), digest_size=16).digest()
+def _to_json(record: Record) -> list[Any]:
+    turns = [(turn.role, turn.text, turn.input, turn.learn) for turn in record.turns]
+    return [turns, record.position, record.form, record.source]
+
+
+def _from_json(value: list[Any]) -> Record:
+    turns, *facts = value
+    return Record(tuple(Turn(*turn) for turn in turns), *facts)
 
 
 def weights(path: Path) -> dict[str, float]:
@@ -85,28 +108,28 @@ def weights(path: Path) -> dict[str, float]:
 def keep_sample(folder: Path, size: int, seed: int, columns: Columns = None) -> None:
     """Replace the data files in `folder` by one JSON file with at most `size` of their records, drawn by `seed`.
 
-    Of several sources each is sampled so. Memory holds a few bytes of each record.
+    Where several sources are mixed, each is sampled so. Memory holds a few bytes of each record.
     """
     for part in _sources(folder):
         files = files_at(part)
-        spool = Spool(part)
+        spool = Spool[Any](part)
         for file in files:
             for _, raw in raw_records(file, columns):
                 if not isinstance(raw, forms.Unreadable):
-                    # Escaped, because half of a surrogate pair can't be written in UTF-8; dates of Parquet become texts.
-                    spool.append(json.dumps(raw, indent=2, default=str))
+                    spool.append(raw)
         chosen = random.Random(seed).sample(range(len(spool)), min(size, len(spool)))
         for file in files:
             file.unlink()
         _write_list(part / "sample.json", (spool[index] for index in chosen))
 
 
-def _write_list(path: Path, items: Iterator[str]) -> None:
-    """Write the JSON `items`, each indented by two spaces, as one list so."""
+def _write_list(path: Path, values: Iterator[Any]) -> None:
+    """Write a JSON list one value at a time, as `json.dumps` with an indent of two spaces would."""
     with whole_file(path) as draft, draft.open("w", encoding="utf-8", newline="\n") as file:
         separator = "["
-        for item in items:
-            indented = item.replace("\n", "\n  ")
+        for value in values:
+            # Escaped, because UTF-8 can't hold half of a surrogate pair.
+            indented = json.dumps(value, indent=2).replace("\n", "\n  ")
             file.write(f"{separator}\n  {indented}")
             separator = ","
         file.write("[]" if separator == "[" else "\n]")
@@ -118,20 +141,16 @@ def _sources(path: Path) -> list[Path]:
 
 
 def _parts(path: Path) -> list[dict]:
-    """What fetch noted of each source mixed at `path`."""
+    """The notes of fetch about each source mixed at `path`."""
     return provenance(path).get("sources", [])
 
 
 def _every_raw_record(path: Path, columns: Columns) -> Iterator[tuple[str, Path, int, object]]:
-    """Source's folder, file, index and raw value."""
+    """The source's folder, the file, the index in it and the raw value of each record."""
     for part in _sources(path):
         for file in files_at(part):
             for index, raw in raw_records(file, columns):
                 yield part.name if part != path else "", file, index, raw
-
-
-def _name(file: Path, path: Path) -> str:
-    return file.name if file == path else file.relative_to(path).as_posix()
 
 
 def _counted(reason: str, position: str, on_bad_record: str) -> str:
@@ -143,7 +162,7 @@ def _counted(reason: str, position: str, on_bad_record: str) -> str:
 
 
 def _reasons(dropped: Counter[str]) -> str:
-    """What was wrong with the records, the most frequent first, and that one explained."""
+    """Why the records were dropped, the most frequent reason first, and that one explained."""
     if not dropped:
         return "the files are empty"
     counts = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())

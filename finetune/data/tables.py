@@ -1,4 +1,4 @@
-"""CSV and TSV read strictly: what doesn't add up to a table is said, never guessed away."""
+"""CSV and TSV read strictly: what isn't a well-formed table is refused, never guessed."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from finetune.errors import UserError, quoted
 DELIMITERS = (",", "\t", ";", "|")
 
 _SWALLOWED = 2
-"""So many lines of one cell, each of them a whole row by itself, are an unclosed quote's doing."""
+"""This many lines within one cell, each of them a whole row by itself, mean that a quote isn't closed."""
 
 _EXCELS_LINE = re.compile(r"\A\ufeff?sep=.\r?\n")
-"""Excel's own way to name the delimiter, which the header says as well."""
+"""Excel's first line, which names the delimiter; the header shows it as well."""
 
 _LARGEST_CELL = 2**24
-"""Characters. Python's csv refuses a cell above 131,072 by default; without a limit an open quote at a large file's start
-would have all of it held as one cell."""
+"""Characters. Python's csv refuses a cell above 131,072 by default; without a limit, an open quote at the start of a large
+file would turn all of it into one cell in memory."""
 
 
 def read_table(file: Path, columns: dict[str, str] | None) -> Iterator[dict[str, Any] | Unreadable]:
-    """Rows as dicts from column to text; a row that isn't one comes as Unreadable.
+    """Each row as a dict from column to text; a row that doesn't fit the header comes as Unreadable.
 
-    Raises UserError for a first line that names no known column or one twice, and for quotes that don't close.
+    Raises UserError for a first line that names no known column, or one twice, and for quotes that aren't closed.
     """
     csv.field_size_limit(_LARGEST_CELL)
     known = {*COLUMNS, *(columns or {}).values()}
@@ -63,7 +63,7 @@ def read_table(file: Path, columns: dict[str, str] | None) -> Iterator[dict[str,
 
 
 def _head(text: Iterator[str]) -> list[str]:
-    """Take the lines up to the first that isn't blank, Excel's own left out."""
+    """Read the lines up to the first that isn't blank, without Excel's own."""
     first = next(text, "")
     head = [] if _EXCELS_LINE.fullmatch(first) else [first]
     while not "".join(head).strip() and (line := next(text, "")):
@@ -107,9 +107,9 @@ def _check_no_row_was_swallowed(file: Path, row: list[str], columns: int, delimi
 
 
 def _rows_within(lines: list[str], columns: int, delimiter: str, left: int | None) -> int:
-    """How many of a cell's lines are rows that a quote swallowed; 0 if the cell may well be meant so.
+    """How many of a cell's lines are rows that an open quote swallowed; 0 if the cell may be meant so.
 
-    `left` is the number of columns from the cell's on, None in a row that has too many or too few cells.
+    `left` is the number of columns from the cell's to the last; None in a row with too many or too few cells.
     """
     if len(lines) < 2:
         return 0
@@ -124,7 +124,7 @@ def _rows_within(lines: list[str], columns: int, delimiter: str, left: int | Non
 
 
 def _is_a_row(line: str, cells: int, delimiter: str) -> bool:
-    """Whether a line is a row of so many cells as a program writes it: prose has a space after its commas."""
+    """Whether a line is a row of `cells` cells as a program writes it: prose has a space after its commas."""
     try:
         rows = list(csv.reader([line], delimiter=delimiter, strict=True))
     except csv.Error:

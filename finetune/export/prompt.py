@@ -6,7 +6,7 @@ import copy
 from typing import TYPE_CHECKING, cast
 
 from finetune.data import alpaca
-from finetune.data.turns import Turn
+from finetune.data.forms import Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,13 +50,13 @@ def alpaca_in_jinja(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _opening(given: str) -> str:
     """What stands before the first heading of a question, with an input or without."""
-    first = alpaca.pieces([Turn("user", "q", given)], "")[0].text
+    first = alpaca.spans([Turn("user", "q", given)], "")[0].text
     return first[: first.index("###")]
 
 
 def _around_a_question() -> tuple[str, str]:
     """The heading before an instruction, and what stands behind it."""
-    first, _, last = (piece.text for piece in alpaca.pieces([Turn("user", "q")], ""))
+    first, _, last = (span.text for span in alpaca.spans([Turn("user", "q")], ""))
     return first[first.index("###") :], last
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from finetune.data.turns import Turn
+from finetune.data.forms import Turn
 from finetune.serving.models import Served
 from finetune.serving.request import Request
 from finetune.serving.sampling import Sampling

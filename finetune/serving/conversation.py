@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from finetune import cli
 from finetune.data import alpaca
-from finetune.data.turns import Turn
+from finetune.data.forms import Turn
 from finetune.errors import UserError
 from finetune.serving.batch import Piece, answers, whole
 from finetune.serving.models import Models, Served

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from finetune.data.forms import Turn
 from finetune.data.prompts import Template
-from finetune.data.turns import Turn
 from finetune.device import compute_dtype
 from finetune.errors import UserError
 from finetune.evaluation.decoding import prepared

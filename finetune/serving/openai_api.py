@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.data.turns import Turn
+from finetune.data.forms import Turn
 from finetune.errors import UserError
 from finetune.serving.batch import Piece
 from finetune.serving.sampling import Sampling

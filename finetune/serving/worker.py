@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from finetune import crash_report
-from finetune.data.turns import Turn
+from finetune.data.forms import Turn
 from finetune.device import is_out_of_memory
 from finetune.errors import UserError
 from finetune.serving.batch import Piece, Telling

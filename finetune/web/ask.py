@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from nicegui import ui
 
-from finetune.data.turns import Turn
+from finetune.data.forms import Turn
 from finetune.errors import UserError
 from finetune.serving.sampling import Sampling
 from finetune.serving.worker import Worker

@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from nicegui import ui
 
-from finetune.data.turns import Turn
+from finetune.data.forms import Turn
 from finetune.errors import UserError
 from finetune.serving.batch import Piece
 from finetune.serving.sampling import Sampling

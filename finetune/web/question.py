@@ -3,9 +3,9 @@
 from functools import lru_cache
 
 from finetune import params, places
-from finetune.data.records import read_records
-from finetune.data.spool import StoredRecords
-from finetune.data.turns import Turn
+from finetune.data.forms import Turn
+from finetune.data.records import Record, read_records
+from finetune.data.spool import Spool
 from finetune.errors import UserError
 
 
@@ -25,7 +25,7 @@ def question(position: str, reference: str) -> Turn:
 
 
 @lru_cache(maxsize=1)
-def _records() -> tuple[StoredRecords, dict[str, int]]:
+def _records() -> tuple[Spool[Record], dict[str, int]]:
     """The records of data/raw, and the index of the one at each position."""
     found = read_records(places.RAW, "drop", params.load().data.columns).good
     return found, {record.position: index for index, record in enumerate(found)}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from helpers import refusal, stage, write_params
 
+from finetune.data.forms import Turn
 from finetune.data.prompts import Template
-from finetune.data.turns import Turn
 from finetune.models import tokenizer as tokenizers
 
 OF_TRL = json.loads((Path(__file__).parent / "assistant_masks.json").read_text())
@@ -18,9 +18,9 @@ OF_TRL = json.loads((Path(__file__).parent / "assistant_masks.json").read_text()
 def test_smollm2_learns_of_a_conversation_what_trl_learns(smollm2, expected):
     template = Template("chat", tokenizers.load(smollm2))
     turns = [Turn(message["role"], message["content"]) for message in expected["messages"]]
-    (stretches,) = template.stretches([turns])
-    ids = [token for stretch in stretches for token in stretch.ids]
-    labels = [token if stretch.loss else -100 for stretch in stretches for token in stretch.ids]
+    (segments,) = template.segments([turns])
+    ids = [token for segment in segments for token in segment.ids]
+    labels = [token if segment.loss else -100 for segment in segments for token in segment.ids]
     # TRL keeps the line break that the template writes behind the last answer, without loss.
     assert len(ids) == len(expected["input_ids"]) - 1
     assert ids == expected["input_ids"][:-1] and labels == expected["labels"][:-1]
@@ -47,8 +47,8 @@ def learnt(smollm2):
 
     def run(chat_template: str, turns: list[Turn] = TURNS) -> list[str]:
         tokenizer.chat_template = chat_template
-        (stretches,) = Template("chat", tokenizer).stretches([turns])
-        return [tokenizer.decode(stretch.ids) for stretch in stretches if stretch.loss]
+        (segments,) = Template("chat", tokenizer).segments([turns])
+        return [tokenizer.decode(segment.ids) for segment in segments if segment.loss]
 
     return run
 
@@ -122,7 +122,7 @@ def test_however_a_template_asks_for_the_date_it_stands_still(smollm2, way, text
     tokenizer = tokenizers.load(smollm2)
     tokenizer.chat_template = way + "|" + CHATML
     template = Template("chat", tokenizer)
-    prompt = template.stretches([TURNS])[0][0].text
+    prompt = template.segments([TURNS])[0][0].text
     assert prompt.startswith(f"{text}|<|im_start|>user\nHi.")
     assert tokenizer.decode(template.question_ids([Turn("user", "Hi.")])) == prompt
 

@@ -7,9 +7,9 @@ from helpers import refusal, stage, write_params
 
 from finetune.commands.escapes import unescape
 from finetune.data import alpaca
+from finetune.data.forms import Turn
 from finetune.data.prepared import prompt_ids
 from finetune.data.prompts import Template
-from finetune.data.turns import Turn
 from finetune.errors import UserError
 from finetune.models import tokenizer as tokenizers
 

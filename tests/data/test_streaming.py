@@ -1,4 +1,4 @@
-"""Data are gone through a part at a time: what comes out doesn't hang on the parts, and few are held at once."""
+"""Data are read in batches: what comes out does not depend on the size of a batch, and few records are in memory at once."""
 
 import csv
 import gzip
@@ -50,7 +50,7 @@ FILES = {
 
 
 def read(file) -> tuple[list, str]:
-    """The records of a file, and what is said of its fault."""
+    """The records of a file, and the sentence about its fault."""
     found: list = []
     try:
         for _, raw in datafiles.raw_records(file, None):
@@ -62,7 +62,7 @@ def read(file) -> tuple[list, str]:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_read_does_not_hang_on_the_size_of_blocks(tmp_path, monkeypatch, name, encoding):
+def test_the_records_do_not_depend_on_the_size_of_a_block(tmp_path, monkeypatch, name, encoding):
     (tmp_path / name).write_bytes(FILES[name].encode(encoding))
     whole = read(tmp_path / name)
     for block in (4, 50, 1000):
@@ -193,13 +193,30 @@ def test_the_sample_and_its_rows_are_those_of_one_record_at_a_time(prepare, monk
     monkeypatch.setattr(rows, "BATCH", 7)
     splits, one_by_one, same = prepare()
     assert (one_by_one, same) == (at_once, counts)
-    # What is read of the columns' offsets and buffers, over several batches, is what the rows say.
-    ids = splits["train"]["input_ids"][:]
-    assert splits["train"].data.num_rows > 14
-    assert prepared.lengths(splits["train"]) == list(map(len, ids))
+    assert len(splits["train"]) > 14
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda split: split,
+        lambda split: split.filter(lambda row: len(row["input_ids"]) % 3),
+        lambda split: split.select([5, 2, 9]),
+        lambda split: split.select(range(3, 20)),
+        lambda split: split.shuffle(seed=1),
+        lambda split: split.sort("record", reverse=True),
+    ],
+    ids=["whole", "filtered", "selected", "sliced", "shuffled", "sorted"],
+)
+def test_lengths_and_tokens_are_those_of_the_rows_however_the_split_was_made(prepare, monkeypatch, choose):
+    """A filtered, selected or shuffled split is another table and a list of its rows; `.data` hands out that table."""
+    monkeypatch.setattr(prepared, "_BATCH", 7)
+    split = choose(prepare()[0]["train"])
+    ids = split["input_ids"][:]
+    assert prepared.lengths(split) == list(map(len, ids))
     ordered = sorted(ids, key=len)
-    assert prepared.extremes(splits["train"]) == [ordered[0], ordered[-1]]
-    assert prepared.highest_token(splits["train"]) == max(map(max, ids))
+    assert prepared.extremes(split) == [ordered[0], ordered[-1]]
+    assert prepared.highest_token(split) == max(map(max, ids))
 
 
 def test_the_prepared_rows_are_those_that_were_prepared_before_records_were_streamed(prepare):

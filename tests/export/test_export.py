@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune.commands import export
+from finetune.data.forms import Turn
 from finetune.data.prompts import Template
-from finetune.data.turns import Turn
 from finetune.export.prompt import alpaca_in_jinja
 from finetune.models import tokenizer as tokenizers
 
@@ -116,8 +116,8 @@ def test_the_exported_chat_template_writes_the_prompts_of_training(at, capsys):
         messages = [
             {"role": turn.role, "content": turn.text + (heading + turn.input if turn.input else "")} for turn in asked
         ]
-        (stretches,) = template.stretches([asked])
-        ours = [id_ for stretch in stretches for id_ in stretch.ids]
+        (segments,) = template.segments([asked])
+        ours = [id_ for segment in segments for id_ in segment.ids]
         assert theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == ours
 
 

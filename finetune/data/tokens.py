@@ -1,7 +1,7 @@
-"""Text to token ids, so that only a template's own marks become special tokens.
+"""Text to token ids, so that only a template's own special tokens become special.
 
-A mark is a token such as `<|im_end|>` that stands for itself: written in a record, it would end an answer or forge a
-turn. What people write is therefore tokenised as plain text, and what a template writes as the tokenizer reads it.
+A token such as `<|im_end|>` that a person wrote would end an answer or forge a turn. What people write is therefore
+tokenised as plain text, and what a template writes as the tokenizer reads it.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Refused(Exception):
-    """A conversation that a template or tokenizer can't take whole; the argument says why."""
+class TemplateError(Exception):
+    """A template or tokenizer can't render a conversation in full; the argument says why."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A stretch of a conversation's text."""
+class Span:
+    """A span of a conversation's text."""
 
     text: str
-    own: bool
-    """Whether the template wrote it, so that its marks count; else a person did."""
+    markup: bool
+    """Whether the template wrote it, so that special tokens in it count; else a person did."""
     loss: bool = False
     """Whether it is learnt."""
 
 
-class Marks:
-    """A tokenizer's marks: its special tokens, and what else a template closes or opens a turn with."""
+class SpecialTokens:
+    """A tokenizer's special tokens, and the other added tokens with which a template opens or closes a turn."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template_text: str = "") -> None:
         added = {str(token): (id_, token.special) for id_, token in tokenizer.added_tokens_decoder.items()}
         special = {name: id_ for name, (id_, is_special) in added.items() if is_special}
         special |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-        # Some tokenizers hold their chat marks as added tokens that aren't called special.
+        # Some tokenizers hold their chat tokens as added tokens that aren't called special.
         special |= {name: id_ for name, (id_, _) in added.items() if name.strip() and name in template_text}
         self.ids: dict[str, int] = special
         names = sorted(special, key=len, reverse=True)
@@ -47,11 +47,11 @@ class Marks:
         self._folded = {_fold(name) for name in names}
 
     def first(self, text: str) -> re.Match[str] | None:
-        """The first mark in `text`."""
+        """The first special token in `text`."""
         return self._any.search(text)
 
     def split(self, text: str) -> list[str | int]:
-        """`text` cut at its marks, which become their ids."""
+        """`text` cut at its special tokens, which become their ids."""
         parts: list[str | int] = []
         end = 0
         for match in self._any.finditer(text):
@@ -60,73 +60,75 @@ class Marks:
         return [part for part in [*parts, text[end:]] if part != ""]
 
     def broken(self, text: str, ids: set[int]) -> list[str]:
-        """`text` cut within each of its marks with one of `ids`, so that no part holds one of them whole."""
+        """`text` cut within each special token with one of `ids`, so that no part holds one whole."""
         found = (match for match in self._any.finditer(text) if self.ids[match[0]] in ids)
         cuts = [0, *(match.start() + 1 for match in found), len(text)]
         return [text[start:end] for start, end in pairwise(cuts)]
 
     def may_be_in(self, text: str) -> bool:
-        """Whether a tokenizer, which may fold case or width, could see a mark in `text`."""
+        """Whether a tokenizer, which may fold case or width, could see a special token in `text`."""
         folded = _fold(text)
         return any(name in folded for name in self._folded)
 
 
-Run = tuple[Sequence[Piece], bool]
-"""Pieces that are tokenised as one text, and whether with the token that the model's sequences start with, if it has one."""
+Text = tuple[Sequence[Span], bool]
+"""Spans that are tokenised as one text, and whether with the token that the model's sequences start with, if any."""
 
 
-def token_ids(tokenizer: PreTrainedTokenizerBase, runs: Sequence[Run], marks: Marks) -> list[list[int] | Refused]:
-    """Token ids of each of `runs`; Refused in its place if the tokenizer can't read a mark in it as plain text.
+def token_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], special: SpecialTokens
+) -> list[list[int] | TemplateError]:
+    """Token ids of each of `texts`, or a TemplateError if the tokenizer can't read a special token in it as plain text.
 
-    Plain runs are tokenised together, on all cores where the tokenizer knows how to.
+    Texts without any are tokenised together, on all cores if the tokenizer can.
     """
-    found: list[list[int] | Refused] = [[]] * len(runs)
+    found: list[list[int] | TemplateError] = [[]] * len(texts)
     plain: dict[bool, list[int]] = {True: [], False: []}
-    for index, (pieces, start) in enumerate(runs):
-        if any(marks.may_be_in(piece.text) for piece in pieces if not piece.own):
-            found[index] = _beside_marks(tokenizer, pieces, marks, start)
+    for index, (spans, start) in enumerate(texts):
+        if any(special.may_be_in(span.text) for span in spans if not span.markup):
+            found[index] = _around_special(tokenizer, spans, special, start)
         else:
             plain[start].append(index)
     for start, indices in plain.items():
-        texts = ["".join(piece.text for piece in runs[index][0]) for index in indices]
-        rows = tokenizer(texts, add_special_tokens=start, return_attention_mask=False)["input_ids"] if texts else []
+        joined = ["".join(span.text for span in texts[index][0]) for index in indices]
+        rows = tokenizer(joined, add_special_tokens=start, return_attention_mask=False)["input_ids"] if joined else []
         for index, ids in zip(indices, rows, strict=True):
             found[index] = ids[:-1] if start and ids and ids[-1] == tokenizer.eos_token_id else ids
     return found
 
 
-def _beside_marks(
-    tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece], marks: Marks, start: bool
-) -> list[int] | Refused:
-    """Token ids of pieces of which one that a person wrote may hold a mark."""
-    parts = [part for piece in pieces for part in (marks.split(piece.text) if piece.own else [piece.text])]
+def _around_special(
+    tokenizer: PreTrainedTokenizerBase, spans: Sequence[Span], special: SpecialTokens, start: bool
+) -> list[int] | TemplateError:
+    """Token ids of spans, one of which was written by a person and may hold a special token."""
+    parts = [part for span in spans for part in (special.split(span.text) if span.markup else [span.text])]
     ids = _start(tokenizer) if start else []
     try:
         for is_text, group in groupby(parts, lambda part: isinstance(part, str)):
             run = list(group)
-            ids += _plain(tokenizer, "".join(map(str, run)), marks) if is_text else [int(part) for part in run]
-    except Refused as refused:
-        return refused
+            ids += _plain(tokenizer, "".join(map(str, run)), special) if is_text else [int(part) for part in run]
+    except TemplateError as error:
+        return error
     return ids
 
 
-def _plain(tokenizer: PreTrainedTokenizerBase, text: str, marks: Marks) -> list[int]:
-    """Token ids of `text`, in which nothing is a mark."""
-    forbidden = set(marks.ids.values())
+def _plain(tokenizer: PreTrainedTokenizerBase, text: str, special: SpecialTokens) -> list[int]:
+    """Token ids of `text`, none of them special."""
+    forbidden = set(special.ids.values())
     if tokenizer.unk_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
         forbidden.discard(tokenizer.unk_token_id)
     ids = _without_special(tokenizer, text)
     if not forbidden.isdisjoint(ids):
         # Those that the tokenizer doesn't call special.
-        parts = marks.broken(text, forbidden.intersection(ids))
+        parts = special.broken(text, forbidden.intersection(ids))
         ids = [id_ for part in parts for id_ in _without_special(tokenizer, part)]
     if forbidden.isdisjoint(ids):
         return ids
-    raise Refused("the tokenizer reads a special token in it, whatever is done")
+    raise TemplateError("the tokenizer reads a special token in it, whatever is done")
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer puts before a text, such as the token that sequences start with."""
+    """The ids that the tokenizer puts before a text, such as that of the token that sequences start with."""
     whole, bare = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (True, False))
     return whole[: next(n for n in range(len(whole)) if whole[n : n + len(bare)] == bare)]
 
