@@ -20,6 +20,7 @@ import workers
 
 from finetune import cli, files, places
 from finetune.comparison import generated
+from finetune.models.base import Base
 
 RECORDS = (1_000, 52_000, 520_000)
 SAMPLE = 985
@@ -58,12 +59,9 @@ def _random_model(folder: Path) -> None:
     """A trivially small model with the base model's vocabulary and tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from finetune.models import tokenizer as tokenizers
-    from finetune.sources.fetch import base_folder
-
-    base = base_folder(None)
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, **SHAPE)).save_pretrained(folder)
-    tokenizers.load(base).save_pretrained(folder)
+    base = Base.named(None)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.folder, **SHAPE)).save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
 
 
 def _points(scratch: Path, count: int) -> list[dict]:

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from finetune import cli, params, places
 from finetune.errors import UserError
 from finetune.methods import METHODS
+from finetune.models.base import Base
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 class Work:
     """What every contender is given: model, batches' raw material, and settings."""
 
-    base: Path
+    base: "Base"
     tokenizer: "PreTrainedTokenizerBase"
     train: "Dataset"
     held_out: "Dataset"
@@ -42,14 +43,13 @@ class Work:
     def trainable(self, method: str, tokens: int) -> Any:
         """The model as ours trains it by `method`, in passes of `tokens` tokens."""
         from finetune.models.adapters import trainable
-        from finetune.models.four_bits import in_4_bits
 
-        base = in_4_bits(Path(self.base)) if METHODS[method].quantized else self.base
+        base = self.base.in_4_bits() if METHODS[method].quantized else self.base
         return trainable(base, METHODS[method], self.settings.lora, tokens)
 
     def plain(self, method: str, dtype: Any) -> Any:
         """The model as the others are given it, weights in `dtype` or, if `method` wants that, in 4 bits."""
-        from finetune.models.base import load_base
+        from finetune.models.loading import load_base
 
         return load_base(self.base, dtype, self.settings.quantization if METHODS[method].quantized else None)
 
@@ -62,12 +62,10 @@ def prepare(args: argparse.Namespace) -> Work:
     from datasets import Dataset, disable_caching
 
     from finetune.data import prepared
-    from finetune.models import tokenizer as tokenizers
-    from finetune.sources.fetch import base_folder
 
     disable_caching()  # datasets would keep what it maps and filters in data/prepared, which DVC tracks
-    base = base_folder(None)
-    tokenizer = tokenizers.load(base)
+    base = Base.named(None)
+    tokenizer = base.tokenizer
     splits, _ = prepared.load(places.PREPARED, tokenizer)
 
     def cut(rows, count: int):
@@ -93,7 +91,7 @@ def prepare(args: argparse.Namespace) -> Work:
         lora=replace(p.lora, r=args.rank or p.lora.r),
         train=replace(p.train, batch_size=args.batch_size or p.train.batch_size),
     )
-    return Work(args.model or base, tokenizer, train, cut(splits["validation"], 16), settings)
+    return Work(Base(args.model) if args.model else base, tokenizer, train, cut(splits["validation"], 16), settings)
 
 
 @dataclass(frozen=True)
@@ -327,7 +325,7 @@ def main() -> None:
             {
                 "name": args.name,
                 "tokens": tokens,
-                "parameters": parameters(work.base),
+                "parameters": parameters(work.base.folder),
                 "trl": version("trl"),
                 "matrix_gflops": round(matrix_rate() / 1e9, 1),
                 "seconds": round(result.seconds, 2),

@@ -22,23 +22,25 @@ from cost import spread
 
 from finetune import cli, files, places
 from finetune.comparison import generated
+from finetune.models.base import Base
 
 FEW = ("--prompts", 32, "--max_new_tokens", 48)
 """What is asked one by one, which takes about a second a prompt."""
 
 
-def batched(prompts: list[list[int]], tokenizer, base: Path, max_new_tokens: int) -> tuple[list[str], float]:
+def batched(prompts: list[list[int]], tokenizer, base: Base, max_new_tokens: int) -> tuple[list[str], float]:
     """What stages/eval.py does."""
-    from finetune.models.adapters import load_tuned
-    from finetune.models.facts import read_facts
+    from finetune.models.checkpoint import Checkpoint
+    from finetune.models.loading import load_tuned
 
-    return evaluated(load_tuned(places.TUNED, read_facts(places.TUNED), base), prompts, tokenizer, max_new_tokens)
+    checkpoint = Checkpoint.read(places.TUNED)
+    return evaluated(load_tuned(checkpoint, checkpoint.base(base.folder)), prompts, tokenizer, max_new_tokens)
 
 
-def untuned(prompts: list[list[int]], tokenizer, base: Path, max_new_tokens: int) -> tuple[list[str], float]:
+def untuned(prompts: list[list[int]], tokenizer, base: Base, max_new_tokens: int) -> tuple[list[str], float]:
     """What stages/eval.py does under --base."""
     from finetune.device import compute_dtype
-    from finetune.models.base import load_base
+    from finetune.models.loading import load_base
 
     return evaluated(load_base(base, compute_dtype()), prompts, tokenizer, max_new_tokens)
 
@@ -51,7 +53,7 @@ def evaluated(model, prompts: list[list[int]], tokenizer, max_new_tokens: int) -
     return timed(lambda: generate(model, tokenizer, prompts, batch_size=size, max_new_tokens=max_new_tokens))
 
 
-def one_by_one(prompts: list[list[int]], tokenizer, base: Path, max_new_tokens: int) -> tuple[list[str], float]:
+def one_by_one(prompts: list[list[int]], tokenizer, base: Base, max_new_tokens: int) -> tuple[list[str], float]:
     """peft's model as transformers and peft load it, `generate` on each prompt."""
     import torch
     from peft import PeftModel
@@ -94,11 +96,9 @@ def main() -> None:
         return
 
     from finetune.data import prepared
-    from finetune.models import tokenizer as tokenizers
-    from finetune.sources.fetch import base_folder
 
-    base = base_folder(None)
-    tokenizer = tokenizers.load(base)
+    base = Base.named(None)
+    tokenizer = base.tokenizer
     splits, _ = prepared.load(places.PREPARED, tokenizer)
     prompts = prepared.prompt_ids(splits["test"])[: args.prompts]
     answers, seconds = WAYS[args.way](prompts, tokenizer, base, args.max_new_tokens)

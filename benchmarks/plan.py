@@ -135,11 +135,11 @@ def planned_peak(config: Any, p: params.Params, data: Any) -> float:
 
 def of_default_runs() -> dict[str, dict[str, float]]:
     """What the committed runs of the race took, planned from the prepared data: the shipped model whole, by params.yaml."""
-    from finetune.models.supported import read_config
+    from finetune.models.base import Base
     from finetune.planner.passes import records
 
     p, race = params.load(), files.read_json(places.RESULTS / "comparison.json")
-    data, config = records(p, places.PREPARED), read_config(places.BASE)
+    data, config = records(p, places.PREPARED), Base(places.BASE).config
     return {
         name: {
             "measured_gb": one["costs"]["peak_device_gb"]["median"],

@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 import workers
 
 from finetune import files, places
+from finetune.models.base import Base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -135,14 +136,13 @@ def take_data(base: Path, folder: Path, records: int) -> None:
 def _save(splits: dict[str, list[dict[str, Any]]], base: Path, folder: Path) -> None:
     from finetune.data.prepared import tokenizer_id
     from finetune.data.rows import Rows
-    from finetune.models import tokenizer
 
     rows, parts = Rows(folder, end_token=_ENDS["eos_token_id"]), {}
     for name, some in splits.items():
         parts[name] = range(len(rows), len(rows) + len(some))
         for row in some:
             rows.add(row)
-    facts = {"template": "alpaca", "tokenizer": tokenizer_id(tokenizer.load(base)), "end_tokens": []}
+    facts = {"template": "alpaca", "tokenizer": tokenizer_id(Base(base).tokenizer), "end_tokens": []}
     rows.save(parts, facts | {"data": {"source": "made", "licence": "none"}}, folder)
 
 

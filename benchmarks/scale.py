@@ -59,9 +59,9 @@ def random_model(folder: Path, shape: dict[str, int]) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from finetune.sources.fetch import base_folder
+    from finetune.models.base import Base
 
-    config = AutoConfig.from_pretrained(base_folder(None), **shape)
+    config = AutoConfig.from_pretrained(Base.named(None).folder, **shape)
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     return folder
 

@@ -24,6 +24,7 @@ from cost import spread
 
 from finetune import cli, files, places
 from finetune.comparison import generated
+from finetune.models.checkpoint import Checkpoint
 
 ADAPTERS = 4
 BATCH = 16
@@ -182,9 +183,8 @@ def main() -> None:
 
 def test_prompts() -> list[list[int]]:
     from finetune.data import prepared
-    from finetune.models import tokenizer as tokenizers
 
-    splits, _ = prepared.load(places.PREPARED, tokenizers.load(places.TUNED))
+    splits, _ = prepared.load(places.PREPARED, Checkpoint.read(places.TUNED).tokenizer)
     return prepared.prompt_ids(splits["test"])[:BATCH]
 
 

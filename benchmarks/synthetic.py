@@ -20,8 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from finetune import cli, places
 from finetune.data.datafiles import files_at, raw_records
-from finetune.models import tokenizer as tokenizers
-from finetune.sources.fetch import base_folder
+from finetune.models.base import Base
 
 COLUMNS = ("instruction", "input", "output")
 SEED = 0
@@ -29,7 +28,7 @@ SEED = 0
 
 def records(count: int) -> Iterator[dict[str, str]]:
     """So many records, the same ones each time; a larger set starts with the records of a smaller one."""
-    tokenizer = tokenizers.load(base_folder(None))
+    tokenizer = Base.named(None).tokenizer
     demo = [raw for file in files_at(places.RAW) for _, raw in raw_records(file, None)]
     lengths = [[len(tokenizer(raw[column])["input_ids"]) for column in COLUMNS] for raw in demo]
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])

@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can mend, and how a value is quoted in its sentence."""
+"""The one exception for mistakes that a user can fix, and how its sentence quotes a value or another error."""
 
 from reprlib import Repr
 
@@ -7,7 +7,7 @@ LONGEST = 80
 
 
 class UserError(Exception):
-    """A mistake in the input. The message is one sentence: what is wrong, where, how to mend it."""
+    """A mistake in the input. The message is one sentence: what is wrong, where, how to fix it."""
 
 
 def quoted(value: object) -> str:
@@ -19,3 +19,8 @@ def quoted(value: object) -> str:
     short.maxlevel = 3
     text = short.repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def first_line(error: BaseException) -> str:
+    """What `error` says, in a line; its class where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -49,31 +49,26 @@ def _score(args: Namespace, p: params.Params, out: places.Places, group: Group) 
     from finetune.evaluation import generation, portions, scoring
     from finetune.kernels.packing import TOKENS_PER_PASS
     from finetune.models import probe
-    from finetune.models import tokenizer as tokenizers
-    from finetune.models.adapters import load_tuned, trained_over
-    from finetune.models.base import load_base
-    from finetune.models.ends import add_end_tokens
-    from finetune.models.facts import read_facts
-    from finetune.models.fingerprint import beside_weights, fingerprint
-    from finetune.models.four_bits import base_in_4_bits
+    from finetune.models.base import Base, files_without_weights
+    from finetune.models.checkpoint import Checkpoint
+    from finetune.models.loading import add_end_tokens, load_base, load_tuned
     from finetune.snapshots.identity import identity
     from finetune.snapshots.unfinished import unfinished
-    from finetune.sources.fetch import base_folder
 
     model: PreTrainedModel | PeftModel
     if args.base or args.base_4bit:
-        base = base_in_4_bits(args.model_name) if args.base_4bit else base_folder(args.model_name)
-        tokenizer = tokenizers.load(base)
+        base = Base.named(args.model_name, in_4_bits=args.base_4bit)
+        tokenizer = base.tokenizer
         with device.enough_memory(_ADVICE):
             model = load_base(base, device.compute_dtype())
-        folders = [base]
+        parts: list[Base | Checkpoint] = [base]
     else:
-        tuned_facts = read_facts(args.ckpt)
-        tokenizer = tokenizers.load(args.ckpt)
-        below = trained_over(tuned_facts, args.model_name)
+        checkpoint = Checkpoint.read(args.ckpt)
+        tokenizer = checkpoint.tokenizer
+        below = checkpoint.base(args.model_name)
         with device.enough_memory(_ADVICE):
-            model = load_tuned(args.ckpt, tuned_facts, below)
-        folders = [args.ckpt, below] if below else [args.ckpt]
+            model = load_tuned(checkpoint, below)
+        parts = [checkpoint, below] if below else [checkpoint]
     data = Path(args.dataset or places.PREPARED)
     splits, prepared_facts = prepared.load(data, tokenizer)
     test = splits["test"]
@@ -85,8 +80,10 @@ def _score(args: Namespace, p: params.Params, out: places.Places, group: Group) 
 
     answers_name, metrics_name = _names(args)
     metrics = out.metrics / f"{metrics_name}.json"
-    settings = {"of": answers_name, "eval": vars(p.eval), "weights": list(map(fingerprint, folders))}
-    run = identity(_stage(args), settings, [data, *chain.from_iterable(map(beside_weights, folders))])
+    settings = {"of": answers_name, "eval": vars(p.eval), "weights": [part.fingerprint for part in parts]}
+    run = identity(
+        _stage(args), settings, [data, *chain.from_iterable(files_without_weights(part.folder) for part in parts)]
+    )
     group.agree(run, "settings, data, model, code or versions")
     with (
         unfinished(_stage(args), run, metrics) if group.is_first else nullcontext() as own,

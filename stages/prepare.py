@@ -18,13 +18,12 @@ def main() -> None:
     from finetune.data.prompts import Template
     from finetune.data.rows import Rows, TextLosses, check_lengths, statistics
     from finetune.figures import run as figures
-    from finetune.models import tokenizer as tokenizers
-    from finetune.sources.fetch import base_folder
+    from finetune.models.base import Base
     from finetune.sources.provenance import provenance
 
-    base = base_folder(args.model_name)
-    tokenizers.check_fits(base, p.data.max_length)
-    tokenizer = tokenizers.load(base)
+    base = Base.named(args.model_name)
+    base.check_length(p.data.max_length)
+    tokenizer = base.tokenizer
     template = Template(p.data.template, tokenizer)
     read = records.read_records(raw, p.data.on_bad_record, p.data.columns, out.folder)
     tally, losses, rows = dataset.Tally(), TextLosses(tokenizer), Rows(out.folder, template.end_tokens[0])
@@ -43,7 +42,7 @@ def main() -> None:
     splits = dataset.split(
         len(rows), validation=p.data.validation, test=p.data.test, dropped=read.dropped + tally.dropped
     )
-    check_lengths(rows, splits, p.data.max_length, p.eval.max_new_tokens, tokenizers.positions(base))
+    check_lengths(rows, splits, p.data.max_length, p.eval.max_new_tokens, base.positions)
     figures_of_data = statistics(rows, splits, read, tally.dropped, tally.made_of) | losses.found()
 
     facts = {

@@ -18,26 +18,22 @@ def main() -> None:
 
     from finetune import device
     from finetune.data import prepared
-    from finetune.models import tokenizer as tokenizers
-    from finetune.models.fingerprint import fingerprint
-    from finetune.models.supported import form_in_4_bits, read_config
+    from finetune.models.base import Base
     from finetune.quantization.base import copy_whole, quantise
-    from finetune.sources.fetch import base_folder
-    from finetune.sources.provenance import provenance
 
-    base = base_folder(args.model_name)
-    splits, _ = prepared.load(Path(args.dataset or places.PREPARED), tokenizers.load(base))
+    base = Base.named(args.model_name)
+    splits, _ = prepared.load(Path(args.dataset or places.PREPARED), base.tokenizer)
     rows = splits["train"]["input_ids"][: p.quantization.examples]
     with files.whole_folder(out.folder) as draft, device.enough_memory(_ADVICE):
-        if stored := form_in_4_bits(base, read_config(base)):
-            print(f"{base}: is in 4 bits already ({stored}), and stays so; the settings of quantization don't count")
+        if base.bits:
+            print(f"{base}: is in 4 bits already ({base.bits}), and stays so; the settings of quantization don't count")
             copy_whole(base, draft)
             calibration = "of whoever rounded it"
         else:
             calibration = quantise(base, rows, p.quantization, draft)
         facts = {
-            **provenance(base),
-            "made_of": fingerprint(base),
+            **base.source,
+            "made_of": base.fingerprint,
             "quantization": vars(p.quantization) | {"calibration": calibration},
         }
         files.write_yaml(draft / places.FACTS, facts)

@@ -40,47 +40,42 @@ def _train(args: Namespace, p: params.Params, out: places.Places, group: Group) 
     from finetune.kernels.packing import longest_pass
     from finetune.methods import METHODS
     from finetune.models import probe, saved
-    from finetune.models import tokenizer as tokenizers
     from finetune.models.adapters import trainable
-    from finetune.models.base import parameter_counts
-    from finetune.models.ends import add_end_tokens
-    from finetune.models.fingerprint import fingerprint
-    from finetune.models.four_bits import base_in_4_bits
+    from finetune.models.base import Base
+    from finetune.models.checkpoint import Checkpoint
+    from finetune.models.loading import add_end_tokens, parameter_counts
     from finetune.models.targets import check_reached
     from finetune.planner.announce import announce
     from finetune.snapshots.identity import identity
     from finetune.snapshots.unfinished import unfinished
-    from finetune.sources.fetch import base_folder
-    from finetune.sources.provenance import provenance
     from finetune.tracking.dvclive import live_log
     from finetune.training import schedule
     from finetune.training.run import train
 
     method = METHODS[p.method]
-    base = base_in_4_bits(args.model_name) if method.quantized else base_folder(args.model_name)
-    tokenizer = tokenizers.load(base)
+    base = Base.named(args.model_name, in_4_bits=method.quantized)
+    tokenizer = base.tokenizer
     data = Path(args.dataset or places.PREPARED)
     splits, prepared_facts = prepared.load(data, tokenizer)
 
     settings = p.methods[p.method]
     schedule.check(p.train, settings, len(splits["train"]))
     advice = announce(base, p, splits["train"])
-    facts = {
-        "method": method.name,
-        "seed": p.seed,
-        "base": str(base),
-        "base_fingerprint": fingerprint(base),
-        "template": prepared_facts["template"],
-        "end_tokens": prepared_facts.get("end_tokens") or [],
-        "data": prepared_facts["data"],
-        "settings": {
-            **({"lora": vars(p.lora)} if method.adapters else {}),
-            "train": vars(p.train) | vars(settings),
-        },
-    }
+    checkpoint = Checkpoint(
+        out.folder,
+        method,
+        p.seed,
+        base.folder,
+        base.fingerprint,
+        prepared_facts["template"],
+        prepared_facts.get("end_tokens") or [],
+        prepared_facts["data"],
+        settings=({"lora": vars(p.lora)} if method.adapters else {}) | {"train": vars(p.train) | vars(settings)},
+        base_source=base.source,
+    )
 
     # Where the base lies is no matter: its fingerprint is among the facts. Nor is the number of processes.
-    run = identity("train", facts | {"base": None}, [data])
+    run = identity("train", checkpoint.facts() | {"base": None, "base_source": None}, [data])
     group.agree(run, "settings, data, base model, code or versions")
     with unfinished("train", run, out.metrics / "train.json") if group.is_first else nullcontext() as kept:
         meter = Meter().start()
@@ -90,9 +85,9 @@ def _train(args: Namespace, p: params.Params, out: places.Places, group: Group) 
         with device.enough_memory("choose a smaller model.source, or method qlora"):
             tokens = longest_pass(prepared.lengths(splits["train"]), p.train.batch_size, p.train.tokens_per_micro_batch)
             model = trainable(base, method, p.lora, tokens, shard=shard)
-        add_end_tokens(model, facts["end_tokens"])
+        add_end_tokens(model, checkpoint.end_tokens)
         if group.is_first:
-            saved.check_can_be_saved(model, tokenizer, facts, provenance(base), out.folder)
+            saved.check_can_be_saved(model, tokenizer, checkpoint)
             files.check_writable(out.metrics, out.plots)
         with device.enough_memory("lower data.max_length, or choose a smaller model.source"):
             probe.check_vocabulary(model, max(prepared.highest_token(splits["train"]), tokenizer.pad_token_id))
@@ -123,7 +118,7 @@ def _train(args: Namespace, p: params.Params, out: places.Places, group: Group) 
         energy = meter.energy(group)
         if not group.is_first:
             return
-        saved.save(model, tokenizer, facts, provenance(base), out.folder, result.weights)
+        saved.save(model, tokenizer, checkpoint, result.weights)
         meter.save(out.plots / places.MEMORY_TABLE)
         files.write_json(
             out.metrics / "train.json",
@@ -148,7 +143,7 @@ def _train(args: Namespace, p: params.Params, out: places.Places, group: Group) 
                 **split_peak(result.memory, peaks[0]),
                 "hardware": device.describe(),
                 "versions": device.versions(),
-                "weights": fingerprint(out.folder),
+                "weights": checkpoint.fingerprint,
                 **({"peak_device_gb_by_process": peaks} if group.size > 1 else {}),
             },
         )

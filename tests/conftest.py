@@ -11,6 +11,7 @@ import pytest
 from helpers import FAST, ROOT, clone_of_the_working_tree, commit, dvc, stage, write_params
 
 from finetune.device import CPU_DTYPE
+from finetune.models.base import Base, load_tokenizer
 from finetune.sources.fetch import fetch
 
 
@@ -53,11 +54,10 @@ def tiny_models(tmp_path_factory, words) -> dict[str, Path]:
 def _in_4_bits(base: Path, folder: Path, words: list[dict]) -> Path:
     """The model in `base` as the quantize stage rounds it by default, looking at `words`."""
     from finetune import params
-    from finetune.models import tokenizer as tokenizers
     from finetune.quantization.base import quantise
 
-    rows = tokenizers.load(base)([f"{row['instruction']} {row['output']}" for row in words])["input_ids"]
-    quantise(base, rows, params.load(path=ROOT / "params.yaml").quantization, folder)
+    rows = load_tokenizer(base)([f"{row['instruction']} {row['output']}" for row in words])["input_ids"]
+    quantise(Base(base), rows, params.load(path=ROOT / "params.yaml").quantization, folder)
     return folder
 
 

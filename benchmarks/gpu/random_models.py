@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from finetune import params
 from finetune.device import device
 from finetune.kernels.attention import ATTENTION_NAME
-from finetune.models.ends import keep_ends_alone
+from finetune.models.loading import keep_end_tokens_alone
 
 if TYPE_CHECKING:
     from bitsandbytes.nn import Linear4bit
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def make(shape: Shape, dtype: torch.dtype, quantization: params.Quantization | None = None) -> PreTrainedModel:
     """A model of `shape`, weights in `dtype`; with `quantization` its linear layers in 4 bits, rounded to the nearest.
 
-    What `models.base.load_base` gives for a folder with such weights.
+    What `models.loading.load_base` gives for a folder with such weights.
     """
     torch.manual_seed(0)
     with torch.device("meta"):
@@ -42,7 +42,7 @@ def make(shape: Shape, dtype: torch.dtype, quantization: params.Quantization | N
     for module in modules:
         _fill(model, module)
     model.tie_weights()
-    keep_ends_alone(model)
+    keep_end_tokens_alone(model)
     return model
 
 
@@ -77,7 +77,7 @@ def _in_4_bits(module: Any, dtype: torch.dtype, settings: params.Quantization) -
         bnb_quantized=True,
     )
     made.quant_state = state
-    made.support_avx512bf16_for_cpu = False  # as `models.base` has it
+    made.support_avx512bf16_for_cpu = False  # as `models.loading` has it
     if biased:
         made.bias = nn.Parameter(torch.zeros(rows, dtype=dtype, device=device()))
     return made

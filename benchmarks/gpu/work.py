@@ -46,11 +46,13 @@ def over(shape: Shape, records: int, *, length: int | None = None, **train: Any)
     """Work over `records` records, each of `length` tokens or as long as Alpaca's; `train` changes params.train."""
     from datasets import Dataset
 
+    from finetune.models.base import Base
+
     p = params.load()
     words = shape.config().vocab_size
     rows = list(_rows(records + 4, words, length))
     return RandomWork(
-        base=Path("random"),
+        base=Base(Path("random")),
         tokenizer=random_models.tokenizer(words),
         train=Dataset.from_list(rows[4:]),
         held_out=Dataset.from_list(rows[:4]),

@@ -13,6 +13,8 @@ from finetune.errors import UserError
 if TYPE_CHECKING:
     from finetune.export.make import Export
     from finetune.export.scores import TestSet
+    from finetune.models.base import Base
+    from finetune.models.checkpoint import Checkpoint
 
 EXPORTED = Path("models/exported")
 _ADVICE = "lower eval.decode_batch_size or eval.max_new_tokens, or --examples"
@@ -85,25 +87,42 @@ def _check_flags(args: argparse.Namespace) -> None:
 
 def _what(args: argparse.Namespace) -> Export:
     """What the flags name, with all that can be refused before work."""
-    from finetune.export import bases, gguf_file
+    from finetune.export import gguf_file
     from finetune.export.make import Export
-    from finetune.methods import METHODS
-    from finetune.models import tokenizer as tokenizers
-    from finetune.models.facts import read_facts
-    from finetune.models.supported import read_config
+    from finetune.models.base import Base
     from finetune.registry.checkpoints import find
 
-    checkpoint = find(args.ckpt)
-    facts, folder = read_facts(checkpoint.folder), checkpoint.folder
-    if args.format == "adapter" and not METHODS[facts["method"]].adapters:
-        raise UserError(f"{folder}: all parameters were trained, so there is no adapter; export merged or gguf")
-    tokenizer = tokenizers.load(folder)
-    found = bases.find(folder, facts, args.model_name or checkpoint.base)
-    base = found.chosen(args.onto)
+    found = find(args.ckpt)
+    checkpoint = found.checkpoint
+    if args.format == "adapter" and not checkpoint.method.adapters:
+        raise UserError(
+            f"{checkpoint.folder}: all parameters were trained, so there is no adapter; export merged or gguf"
+        )
+    tokenizer = checkpoint.tokenizer
+    own = checkpoint.base(args.model_name or found.base_folder)
+    base = _merged_onto(args.onto, checkpoint, own) if args.onto else own
     kind = (args.type or "q8_0") if args.format == "gguf" else None
     if kind:
-        gguf_file.check(read_config(base or folder), tokenizer)
-    return Export(args.format, kind, folder, facts, found, base, tokenizer)
+        gguf_file.check((base or Base(checkpoint.folder)).config, tokenizer)
+    return Export(args.format, kind, checkpoint, own, base)
+
+
+def _merged_onto(onto: str, checkpoint: Checkpoint, own: Base | None) -> Base:
+    """The base that `--onto` names. Raises UserError if there is none of that name."""
+    from finetune.export.make import ORIGINAL
+
+    if own is None or not checkpoint.method.quantized:
+        raise UserError(
+            f"--onto: {onto} is a choice for an adapter trained over four bits only; leave it out for this one"
+        )
+    if onto != ORIGINAL:
+        return own
+    if own.original is None:
+        raise UserError(
+            f"--onto: the 16-bit weights that {own} is made of aren't in {places.BASE}; fetch them by "
+            f"`python stages/fetch.py model`, or give their folder as --model_name"
+        )
+    return own.original
 
 
 def _test_set(export: Export, examples: int) -> tuple[TestSet | None, dict]:
@@ -112,11 +131,11 @@ def _test_set(export: Export, examples: int) -> tuple[TestSet | None, dict]:
     from finetune.export.scores import TestSet
 
     try:
-        splits, facts = prepared.load(places.PREPARED, export.tokenizer)
+        splits, facts = prepared.load(places.PREPARED, export.checkpoint.tokenizer)
     except UserError as error:
         print(f"not scored: {error}", flush=True)
         return None, {}
-    if (facts["data"], facts["template"]) != (export.facts["data"], export.facts["template"]):
+    if (facts["data"], facts["template"]) != (export.checkpoint.data, export.checkpoint.template):
         print(f"{places.PREPARED}: other data, or another template, than it was trained on; scored on it all the same")
     else:
         facts["records"] = {name: len(split) for name, split in splits.items()}

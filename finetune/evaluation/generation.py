@@ -10,7 +10,7 @@ import torch
 
 from finetune.errors import UserError
 from finetune.evaluation import decoding
-from finetune.models.ends import end_tokens
+from finetune.models.loading import end_tokens
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -95,7 +95,7 @@ def check_fits(model: PreTrainedModel | PeftModel, prompts: list[list[int]], max
 def _ends(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What ends an answer: an end token of the model or the tokenizer.
 
-    Nothing else of the model's folder has a say in generation: `models.ends.keep_ends_alone` has seen to that at load.
+    Nothing else of the model's folder has a say in generation: `models.loading.load_base` has seen to that at load.
     """
     return sorted({tokenizer.eos_token_id, *end_tokens(model)})
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import yaml
 
 from finetune import files, places
 from finetune.comparison.measures import COSTS, MEMORY_PARTS, SCORES
 from finetune.data.prepared import SPLITS
 from finetune.device import describe, versions
-from finetune.export import bases
-from finetune.export.make import Export, title
+from finetune.export.make import FOUR_BITS, Export, title
 from finetune.export.scores import Measured, TestSet, unlike
 from finetune.models import card
-from finetune.models.fingerprint import fingerprint
+from finetune.models.checkpoint import Checkpoint
 
 _LOSS = SCORES["test_loss"]
 
@@ -27,13 +24,13 @@ def text(export: Export, repository: str | None, test: TestSet | None, measured:
     """
     relation = "adapter" if export.format == "adapter" else "finetune"
     parts = [
-        card.front_matter(export.facts, export.base_source, relation=relation, tags=_tags(export)),
+        card.front_matter(export.checkpoint, relation=relation, tags=_tags(export)),
         f"# {title(export)}",
         _which(export),
         f"## Run it\n\n{_usage(export, repository or 'PATH')}",
         f"## Scores\n\n{_scores(export, test, measured, data)}",
         f"## How it was made\n\n{_made(export)}",
-        f"## Data and licences\n\n{_counts(data)}{card.origins(export.facts, export.base_source)}",
+        f"## Data and licences\n\n{_counts(data)}{card.origins(export.checkpoint)}",
     ]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
@@ -69,14 +66,14 @@ def _tags(export: Export) -> tuple[str, ...]:
 
 
 def _which(export: Export) -> str:
-    if not export.bases.in_4_bits:
+    if not export.checkpoint.method.quantized:
         return ""
     if export.format == "adapter":
         return (
             "This adapter was trained over a base model in four bits, and holds part of what that rounding lost. Over the "
             "original 16-bit weights it gives another model, whose scores stand below as well."
         )
-    four = export.onto == bases.FOUR_BITS
+    four = export.onto == FOUR_BITS
     own = "the four bits that the adapter was trained over, de-quantised" if four else "the original 16-bit weights"
     other = "the original 16-bit weights" if four else "the four bits that the adapter was trained over"
     return (
@@ -109,7 +106,8 @@ def _usage(export: Export, name: str) -> str:
 
 def _load_base(export: Export) -> str:
     """How the base is loaded that the adapter was trained over."""
-    source, made_here = export.base_source, "made_of" in export.base_source
+    source = export.checkpoint.base_source
+    made_here = "made_of" in source
     if "hub" in source and not made_here:
         return f'model = AutoModelForCausalLM.from_pretrained("{source["hub"]}", revision="{source["commit"]}")'
     return f'model = AutoModelForCausalLM.from_pretrained("{places.BASE_4BIT if made_here else places.BASE}")'
@@ -117,14 +115,14 @@ def _load_base(export: Export) -> str:
 
 def _get_base(export: Export) -> str:
     """Where the base is to be had from, in words."""
-    source, steps = export.base_source, ["`python stages/fetch.py model`"]
+    source, steps = export.checkpoint.base_source, ["`python stages/fetch.py model`"]
     made_here = "made_of" in source  # rounded by the quantize stage
     if "hub" in source and not made_here:
         return ""
     if made_here:
         steps += ["`python stages/fetch.py data`", "`python stages/prepare.py`", "`python stages/quantize.py`"]
     return (
-        f"The adapter goes over weights with the fingerprint `{export.facts.get('base_fingerprint', 'unknown')}`: "
+        f"The adapter goes over weights with the fingerprint `{export.checkpoint.base_fingerprint or 'unknown'}`: "
         f"{card.whence(source)}{', rounded to four bits' if made_here else ''}. In the repository that made it they come by "
         f"{', '.join(steps)}.\n\n"
     )
@@ -150,10 +148,11 @@ def _scores(export: Export, test: TestSet | None, measured: list[Measured], data
 
 def _two_bases(export: Export, test: TestSet, measured: list[Measured]) -> list[str]:
     """How the model onto the original weights differs from that onto four bits, where both were scored."""
-    if export.other_base is None:
+    own = export.own_base
+    if own is None or export.other_base is None:
         return []
     by_base = {one.base: one for one in measured}
-    four, original = by_base[export.bases.own], by_base[export.bases.original]
+    four, original = by_base[own], by_base[own.original]
     return [
         f"From four bits to the original weights the test loss changes by {difference(test, original, four)}, and "
         f"{unlike(original, four)} of {len(four.answers)} answers change.",
@@ -162,12 +161,12 @@ def _two_bases(export: Export, test: TestSet, measured: list[Measured]) -> list[
 
 
 def _made(export: Export) -> str:
-    settings = {"method": export.method.name, "seed": export.facts["seed"], "template": export.facts["template"]}
-    settings |= export.facts.get("settings", {})
-    if "quantization" in export.base_source:
-        settings["quantization"] = export.base_source["quantization"]
+    made = export.checkpoint
+    settings = {"method": made.method.name, "seed": made.seed, "template": made.template} | made.settings
+    if "quantization" in made.base_source:
+        settings["quantization"] = made.base_source["quantization"]
     written = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    costs = _costs(export.checkpoint)
+    costs = _costs(made)
     rows = [
         f"- {measure.heading}: {measure.text(costs[key])}"
         for key, measure in COSTS.items()
@@ -185,10 +184,10 @@ def _counts(data: dict) -> str:
     return f"- Records: {train} to train on, {validation} for validation, {test} to test\n"
 
 
-def _costs(checkpoint: Path) -> dict:
+def _costs(checkpoint: Checkpoint) -> dict:
     """What training cost, where the figures are those of this checkpoint."""
-    for folder in (checkpoint / places.METRICS, places.METRICS):
+    for folder in (checkpoint.folder / places.METRICS, places.METRICS):
         beside = folder / "train.facts.json"
-        if beside.exists() and (told := files.read_json(beside)).get("weights") == fingerprint(checkpoint):
+        if beside.exists() and (told := files.read_json(beside)).get("weights") == checkpoint.fingerprint:
             return told | files.read_json(folder / "train.json")
     return {}

@@ -6,24 +6,27 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune import params
 from finetune.evaluation import generation
-from finetune.export import bases, gguf_file, merge, reload
+from finetune.export import gguf_file, merge, reload
 from finetune.export.prompt import tokenizer_for_others
 from finetune.export.scores import Measured, TestSet
-from finetune.methods import METHODS, Method
 from finetune.models import card, saved
-from finetune.models.adapters import load_tuned
+from finetune.models.base import Base
+from finetune.models.checkpoint import Checkpoint
+from finetune.models.loading import load_tuned
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 FORMATS = ("adapter", "merged", "gguf")
+FOUR_BITS, ORIGINAL = "four-bits", "original"
+"""What `--onto` may name."""
 
 
 @dataclass(frozen=True)
@@ -34,39 +37,25 @@ class Export:
     """One of `FORMATS`."""
     type: str | None
     """Of GGUF: one of `gguf_file.TYPES`."""
-    checkpoint: Path
-    facts: dict
-    bases: bases.Bases
-    base: Path | None
-    """What an adapter is merged onto, or goes over; None after full fine-tuning."""
-    tokenizer: PreTrainedTokenizerBase
-
-    @property
-    def method(self) -> Method:
-        """How the checkpoint was trained."""
-        return METHODS[self.facts["method"]]
-
-    @property
-    def end_tokens(self) -> list[int]:
-        """What ends an answer by the template that the checkpoint was trained on."""
-        return self.facts.get("end_tokens") or []
+    checkpoint: Checkpoint
+    own_base: Base | None
+    """What an adapter was trained over; None after full fine-tuning."""
+    base: Base | None
+    """What it is merged onto, or goes over."""
 
     @property
     def onto(self) -> str | None:
         """Of an adapter trained over four bits: which weights it is merged onto, one of `--onto`."""
-        if not self.bases.in_4_bits or self.format == "adapter":
+        if not self.checkpoint.method.quantized or self.format == "adapter":
             return None
-        return bases.ORIGINAL if self.base == self.bases.original else bases.FOUR_BITS
+        return FOUR_BITS if self.base == self.own_base else ORIGINAL
 
     @property
-    def other_base(self) -> Path | None:
+    def other_base(self) -> Base | None:
         """Of an adapter trained over four bits: the base that it isn't merged onto, if it is here."""
-        return self.bases.own if self.base == self.bases.original else self.bases.original
-
-    @cached_property
-    def base_source(self) -> dict:
-        """Where the base model came from."""
-        return bases.source(self.facts, self.bases)
+        if self.own_base is None or not self.checkpoint.method.quantized:
+            return None
+        return self.own_base.original if self.base == self.own_base else self.own_base
 
     @property
     def name(self) -> str:
@@ -76,26 +65,25 @@ class Export:
     @property
     def file(self) -> str:
         """The GGUF file's name."""
-        model = re.sub(r"[^\w.-]+", "-", Path(self.base_source["source"]).name)
-        return f"{model}-{self.method.name}-{self.type}.gguf"
+        model = re.sub(r"[^\w.-]+", "-", Path(self.checkpoint.base_source["source"]).name)
+        return f"{model}-{self.checkpoint.method.name}-{self.type}.gguf"
 
     @property
     def needed_gb(self) -> float:
         """Room on the disk that it takes at most: a weight of four bits becomes one of sixteen."""
         if self.format == "adapter":
-            return saved.size_gb(self.checkpoint)
-        return saved.size_gb(self.base or self.checkpoint) * (4 if self.onto == bases.FOUR_BITS else 1)
+            return saved.size_gb(self.checkpoint.folder)
+        folder = (self.base or self.checkpoint).folder
+        return saved.size_gb(folder) * (4 if self.onto == FOUR_BITS else 1)
 
-    def merged(self, onto: Path | None) -> PreTrainedModel:
+    def merged(self, onto: Base | None) -> PreTrainedModel:
         """The checkpoint as a plain model of 16 bits."""
-        if onto is None:
-            return merge.whole(self.checkpoint, self.end_tokens)
-        return merge.merged(self.checkpoint, onto, self.end_tokens)
+        return merge.whole(self.checkpoint) if onto is None else merge.merged(self.checkpoint, onto)
 
 
 def write(export: Export, folder: Path) -> None:
     """Write weights and tokenizer to `folder`. Raises UserError where they can't be made."""
-    tokenizer = tokenizer_for_others(export.tokenizer, export.facts["template"])
+    tokenizer = tokenizer_for_others(export.checkpoint.tokenizer, export.checkpoint.template)
     if export.format == "gguf":
         name = Path(export.file).stem
         gguf_file.write(
@@ -104,16 +92,17 @@ def write(export: Export, folder: Path) -> None:
             gguf_file.TYPES[str(export.type)],
             folder / export.file,
             name=name,
-            end_tokens=export.end_tokens,
+            end_tokens=export.checkpoint.end_tokens,
         )
         return
     if export.format == "merged":
         export.merged(export.base).save_pretrained(folder)
     else:
         for name in ("adapter_model.safetensors", "adapter_config.json"):
-            shutil.copy(export.checkpoint / name, folder)
+            shutil.copy(export.checkpoint.folder / name, folder)
         # A folder of this machine says nothing elsewhere: the card says what to do instead.
-        saved.name_base(folder, export.base_source.get("hub"), export.base_source.get("commit"))
+        source = export.checkpoint.base_source
+        saved.name_base(folder, source.get("hub"), source.get("commit"))
     tokenizer.save_pretrained(folder)
 
 
@@ -129,17 +118,17 @@ def measure(export: Export, folder: Path, test: TestSet, settings: params.Eval) 
         print(f"scoring {model.name}", flush=True)
         loaded = model.load()
         # First the answers: for the losses the model takes another attention.
-        answers = by(loaded, export.tokenizer, test.prompts, **limits)
+        answers = by(loaded, export.checkpoint.tokenizer, test.prompts, **limits)
         return Measured(model.name, test.nats(loaded), answers, model.base)
 
-    checkpoint = partial(load_tuned, export.checkpoint, export.facts, export.bases.own)
+    checkpoint = partial(load_tuned, export.checkpoint, export.own_base)
     yield measured(_Model("the checkpoint", checkpoint), generation.generate)
     for model in _models(export, folder):
         yield measured(model, reload.answers)
     if export.format == "gguf" and reload.llama_cpp_is_here():
         print("asking llama.cpp", flush=True)
         found, cut_else = reload.by_llama_cpp(
-            folder / export.file, export.tokenizer, test.prompts, settings.max_new_tokens
+            folder / export.file, export.checkpoint.tokenizer, test.prompts, settings.max_new_tokens
         )
         cut = f" ({cut_else} prompts cut into other tokens)" if cut_else else ""
         yield Measured(f"{export.file}, read by llama.cpp{cut}", None, found)
@@ -149,7 +138,7 @@ def measure(export: Export, folder: Path, test: TestSet, settings: params.Eval) 
 class _Model:
     name: str
     load: Callable[[], PreTrainedModel | PeftModel]
-    base: Path | None = None
+    base: Base | None = None
     """As `Measured` has it."""
 
 
@@ -158,9 +147,11 @@ def _models(export: Export, folder: Path) -> Iterator[_Model]:
     base, other = export.base, export.other_base
     if base is not None and export.format == "adapter":
         name = f"the adapter over {_name(export, base)}"
-        yield _Model(f"{name}, read by peft", partial(reload.by_peft, folder, base), base)
+        yield _Model(f"{name}, read by peft", partial(reload.by_peft, folder, base.folder), base)
         if other:
-            yield _Model(f"the adapter over {_name(export, other)}", partial(reload.by_peft, folder, other), other)
+            yield _Model(
+                f"the adapter over {_name(export, other)}", partial(reload.by_peft, folder, other.folder), other
+            )
         return
     name = f"merged onto {_name(export, base)}" if base else "the model"
     if export.format == "gguf":
@@ -172,20 +163,20 @@ def _models(export: Export, folder: Path) -> Iterator[_Model]:
         yield _Model(f"merged onto {_name(export, other)}", partial(export.merged, other), other)
 
 
-def _name(export: Export, base: Path) -> str:
+def _name(export: Export, base: Base) -> str:
     """What a base of an adapter is called."""
-    if not export.bases.in_4_bits:
+    if not export.checkpoint.method.quantized:
         return "its base"
-    return "four bits" if base == export.bases.own else "the original weights"
+    return "four bits" if base == export.own_base else "the original weights"
 
 
 def facts(export: Export) -> dict:
     """What facts.yaml of the export says: how the checkpoint was made, without this machine's paths."""
     told = {"format": export.format, "type": export.type, "onto": export.onto}
-    made = {key: value for key, value in export.facts.items() if key not in ("base", "method")}
+    made = {key: value for key, value in export.checkpoint.facts().items() if key not in ("base", "method")}
     return {
         "export": {key: value for key, value in told.items() if value},
-        "of": {"method": export.method.name, **made},
+        "of": {"method": export.checkpoint.method.name, **made},
     }
 
 
@@ -193,4 +184,4 @@ def title(export: Export) -> str:
     """What the card is called."""
     ways = {"adapter": "adapter", "merged": "merged", "gguf": f"GGUF, {str(export.type).upper()}"}
     onto = f" onto {export.onto.replace('-', ' ')}" if export.onto else ""
-    return f"{card.title(export.facts, export.base_source)}: {ways[export.format]}{onto}"
+    return f"{card.title(export.checkpoint)}: {ways[export.format]}{onto}"

@@ -6,8 +6,8 @@ peft's own merge of a base in 4 bits rounds the sum to 4 bits again, and so lose
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -17,25 +17,27 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from finetune.device import device
-from finetune.errors import UserError
-from finetune.models.base import load_base
-from finetune.models.ends import add_end_tokens
-from finetune.models.supported import first_line, form_in_4_bits, model_class, read_config
+from finetune.errors import UserError, first_line
+from finetune.models.base import Base
+from finetune.models.checkpoint import Checkpoint
+from finetune.models.loading import add_end_tokens, load_base
+from finetune.models.supported import model_class
 from finetune.sources.contents import check_adapter
 
 _PREFIX = "base_model.model."
 """Before a module's name within peft's model."""
 
 
-def merged(adapter: Path, base: Path, end_tokens: list[int]) -> PreTrainedModel:
-    """The adapter in `adapter` merged into the model in `base`, which may be in 4 bits: a plain model of 16 bits.
+def merged(checkpoint: Checkpoint, base: Base) -> PreTrainedModel:
+    """The adapter `checkpoint` merged into `base`, which may be in 4 bits: a plain model of 16 bits.
 
-    It ends its answers with `end_tokens` as well. Raises UserError if the adapter can't be put over that base.
+    Raises UserError if the adapter can't be put over that base.
     """
+    adapter = checkpoint.folder
     check_adapter(adapter)
     dtype = _kept_dtype(base)
     model, exact = _plain(base, dtype)
@@ -47,31 +49,32 @@ def merged(adapter: Path, base: Path, end_tokens: list[int]) -> PreTrainedModel:
         if isinstance(layer, LoraLayer):
             _merge(layer, exact.get(name.removeprefix(_PREFIX)), dtype)
     result = cast(PreTrainedModel, tuned.unload())
-    add_end_tokens(result, end_tokens)
+    add_end_tokens(result, checkpoint.end_tokens)
     return result
 
 
-def whole(checkpoint: Path, end_tokens: list[int]) -> PreTrainedModel:
-    """The model in `checkpoint`, all of whose parameters were trained, in 16 bits."""
-    model = load_base(checkpoint, _kept_dtype(checkpoint))
-    add_end_tokens(model, end_tokens)
+def whole(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The model `checkpoint`, all of whose parameters were trained, in 16 bits."""
+    base = Base(checkpoint.folder)
+    model = load_base(base, _kept_dtype(base))
+    add_end_tokens(model, checkpoint.end_tokens)
     return model
 
 
-def _kept_dtype(folder: Path) -> torch.dtype:
-    """That of the model in `folder` where it has 16 bits, else bf16, whose range is that of 32 bits."""
-    dtype = read_config(folder).dtype
+def _kept_dtype(base: Base) -> torch.dtype:
+    """That of `base` where it has 16 bits, else bf16, whose range is that of 32 bits."""
+    dtype = base.config.dtype
     return dtype if dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
 
 
-def _plain(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Callable[[], torch.Tensor]]]:
-    """The model in `folder` with plain layers of `dtype`; and of those that are in 4 bits there what gives their weight
+def _plain(base: Base, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Callable[[], torch.Tensor]]]:
+    """The model `base` with plain layers of `dtype`; and of those that are in 4 bits there what gives their weight
     in 32 bits, (out, in), by name."""
-    if not form_in_4_bits(folder, read_config(folder)):
-        return load_base(folder, dtype), {}
-    rounded = load_base(folder, torch.float32)  # the dtype in which its weights come out of their 4 bits
+    if not base.bits:
+        return load_base(base, dtype), {}
+    rounded = load_base(base, torch.float32)  # the dtype in which its weights come out of their 4 bits
     exact = {name: _exact(module.weight) for name, module in rounded.named_modules() if isinstance(module, Linear4bit)}
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = copy.deepcopy(base.config)
     del config.quantization_config
     kind = cast("type[PreTrainedModel]", model_class(config))
     with torch.device("meta"):

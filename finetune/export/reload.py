@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
 
 from finetune.device import compute_dtype, device
-from finetune.models.ends import end_tokens
+from finetune.models.loading import end_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

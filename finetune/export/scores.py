@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from finetune.models.base import Base
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -31,7 +32,7 @@ class Measured:
     """(examples): summed cross-entropy of each response; None of a program that tells no losses."""
     answers: list[str]
     """To the first prompts of the test set."""
-    base: Path | None = None
+    base: Base | None = None
     """What weights an adapter trained over four bits was merged onto, or put over, in 16 bits or as they are."""
 
 

@@ -1,156 +1,187 @@
-"""Base models, in 16 or 4 bits."""
+"""A base model on disk: what is known of it before its weights are loaded, each fact found once."""
 
+from __future__ import annotations
+
+import hashlib
+import math
 import re
-from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from finetune import places
+from finetune.errors import UserError, first_line
+from finetune.files import read_yaml
+from finetune.sources.fetch import fetch
+from finetune.sources.provenance import provenance
 
-from finetune import params
-from finetune.device import device, is_out_of_memory
-from finetune.errors import UserError
-from finetune.kernels.attention import ATTENTION_NAME
-from finetune.models.ends import keep_ends_alone
-from finetune.models.supported import first_line, form_in_4_bits, read_config
-from finetune.sources.contents import check_weights
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+SAMPLE = 2**12
+READ_AT_MOST = 2**30
+"""Bytes. Of more weights than that the fingerprint takes samples, evenly apart, so that it takes seconds, not minutes."""
 
 
-def load_base(
-    folder: Path | str,
-    dtype: torch.dtype,
-    quantization: params.Quantization | None = None,
-    place: torch.device | None = None,
-) -> PreTrainedModel:
-    """The causal language model in `folder` on the device at hand, or in another `place`.
+@dataclass(frozen=True)
+class Base:
+    """The folder of a Hugging Face model, its weights in 16 bits or more, or in 4 bits as bitsandbytes stores them."""
 
-    Weights have `dtype`; with `quantization` the linear layers hold 4-bit blocks (QLoRA, Dettmers et
-    al. 2023, section 3) and multiply in `dtype`. What is stored in 4 bits already stays as it is. Raises
-    UserError if there is no model that can be trained here (`supported.read_config`), or if its weights are no
-    safetensors, damaged, or not all there.
+    folder: Path
+    rounded_from: Base | None = field(default=None, compare=False, repr=False)
+    """Of a 4-bit base: the base that was asked for, which it was rounded from."""
+
+    @classmethod
+    def named(cls, name: str | None, *, in_4_bits: bool = False) -> Base:
+        """The base called `name`: the pipeline's (none, or its source), the user's folder, or a fetched one next to it.
+
+        `in_4_bits` asks for its 4-bit base, as `in_4_bits` finds it; the pipeline's is found without its 16-bit weights.
+        Raises UserError if there is none, or if it can't be fetched.
+        """
+        pipeline_has_it = (places.BASE / "config.json").exists()
+        if in_4_bits and name is None and not pipeline_has_it and (places.BASE_4BIT / places.FACTS).exists():
+            return cls(places.BASE_4BIT)
+        base = cls(_folder_of(name, fetched=pipeline_has_it))
+        return base.in_4_bits() if in_4_bits else base
+
+    def __str__(self) -> str:
+        """The folder, as messages name it."""
+        return str(self.folder)
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """Its config. Raises UserError if it can't be trained here (`supported.read_config`)."""
+        from finetune.models.supported import read_config
+
+        return read_config(self.folder)
+
+    @cached_property
+    def bits(self) -> str | None:
+        """'nf4' or 'fp4' if its weights are stored in 4 bits, None if they are plain numbers.
+
+        Raises UserError as `config` does, or if they are quantised in any other form.
+        """
+        from finetune.models.supported import form_in_4_bits
+
+        return form_in_4_bits(self.folder, self.config)
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens it takes at most; None if it has no such limit."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    def check_length(self, max_length: int) -> None:
+        """Raise UserError if `max_length` tokens are more than it has positions for, or as `config` does."""
+        if self.positions and max_length > self.positions:
+            raise UserError(
+                f"data.max_length: {max_length} tokens are more than the model's {self.positions} positions; lower it"
+            )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A short hash of its weights (`fingerprint`)."""
+        return fingerprint(self.folder)
+
+    @cached_property
+    def source(self) -> dict:
+        """Where it came from: source, licence, and the place on the Hub or in a package."""
+        return provenance(self.folder)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer (`load_tokenizer`)."""
+        return load_tokenizer(self.folder)
+
+    def in_4_bits(self) -> Base:
+        """This base if it is stored in 4 bits, else models/base-4bit, which the quantize stage has made of it.
+
+        Raises UserError if that isn't there, or was made of other weights.
+        """
+        if self.bits:
+            return self
+        rounded = Base(places.BASE_4BIT, rounded_from=self)
+        command = f"run `python stages/quantize.py --model_name {self}`"
+        if not (rounded.folder / places.FACTS).exists():
+            raise UserError(f"{rounded}: not there; {command} first")
+        if rounded.made_of != self.fingerprint:
+            raise UserError(f"{rounded}: is made of other weights than those in {self}; {command}")
+        return rounded
+
+    @cached_property
+    def made_of(self) -> str | None:
+        """The fingerprint of the weights that the quantize stage rounded to make this base; None if it made it not."""
+        facts = self.folder / places.FACTS
+        return read_yaml(facts).get("made_of") if facts.exists() else None
+
+    @cached_property
+    def original(self) -> Base | None:
+        """The 16-bit base that this one was rounded from, if it is here."""
+        candidates = [base for base in (self.rounded_from, Base(places.BASE)) if base and base != self]
+        found = (base for base in candidates if self.made_of and base.folder.exists())
+        return next((base for base in found if base.fingerprint == self.made_of), None)
+
+
+def fingerprint(folder: Path) -> str:
+    """A short hash of the weights in `folder`, a model's or an adapter's, the same wherever they lie.
+
+    An adapter fits no other weights than it was trained over, even where all shapes are the same.
     """
-    config = read_config(folder)
-    check_weights(Path(folder))
-    stored_in_4_bits = form_in_4_bits(folder, config)
-    # Left out, not None: that would say that weights stored in 4 bits are plain.
-    bits = {"quantization_config": _in_4_bits(quantization, dtype)} if quantization and not stored_in_4_bits else {}
+    digest = hashlib.sha256()
+    kinds = ("model*.safetensors", "adapter_model.safetensors")
+    files = next((files for kind in kinds if (files := sorted(folder.glob(kind)))), [])
+    stride = SAMPLE * max(1, math.ceil(sum(path.stat().st_size for path in files) / READ_AT_MOST))
+    for path in files:
+        digest.update(str(path.stat().st_size).encode())
+        with path.open("rb") as file:
+            for start in range(0, path.stat().st_size, stride):
+                file.seek(start)
+                digest.update(file.read(SAMPLE))
+    return digest.hexdigest()[:16]
+
+
+def files_without_weights(folder: Path) -> list[Path]:
+    """The other files of a model's folder: configuration, tokenizer, facts."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix not in (".safetensors", ".bin"))
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`, with a padding token.
+
+    Raises UserError if the folder holds none, or one without an end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            **bits,
-            device_map={"": place or device()},
-            attn_implementation=ATTENTION_NAME,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # told of by name in `_check_complete`
-        )
-    except Exception as error:  # safetensors and transformers each say it in a class of their own
-        if is_out_of_memory(error):
-            raise
-        raise UserError(f"{folder}: no causal language model can be loaded: {first_line(error)}") from None
-    model, found = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
-    _check_complete(folder, model, found)
-    keep_ends_alone(model)
-    if stored_in_4_bits:
-        _multiply_in(model, dtype)
-    if stored_in_4_bits or quantization:
-        _keep_order(model)
-    return model
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers, tokenizers and sentencepiece each raise classes of their own
+        if "custom code" in str(error):
+            raise UserError(
+                f"{folder}: the tokenizer brings Python code of its own, which is never run here; choose another model"
+            ) from None
+        raise UserError(f"{folder}: no tokenizer there ({first_line(error)})") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{folder}: the tokenizer has no end-of-sequence token, so no answer could ever end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
-def _in_4_bits(quantization: params.Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quantization.type,
-        bnb_4bit_use_double_quant=quantization.double_quant,
-        bnb_4bit_compute_dtype=dtype,
-    )
-
-
-def _check_complete(folder: Path | str, model: PreTrainedModel, found: dict[str, Any]) -> None:
-    """transformers draws weights that aren't in the file at random, and passes over those that it has no place for."""
-    mismatched = sorted(found["mismatched_keys"])
-    if mismatched:
-        name, stored, wanted = mismatched[0]
+def _folder_of(name: str | None, *, fetched: bool) -> Path:
+    """Where the base called `name` lies; a name that isn't here is fetched. `fetched`: the pipeline has its base."""
+    default = places.BASE
+    if name is None and not fetched:
+        raise UserError(f"{default}: no base model there; run `dvc repro fetch@model` or `python stages/fetch.py`")
+    if name is None or (fetched and provenance(default)["source"] == name):
+        return default
+    if (Path(name) / "config.json").exists():
+        return Path(name)
+    label = re.sub(r"[^\w.-]+", "--", name)
+    target = default.parent / label
+    if label in (".", "..") or target in (default, places.BASE_4BIT, places.TUNED):
         raise UserError(
-            f"{folder}: {name} is {_by(stored)} in the file, and by config.json {_by(wanted)}; fetch both from one place"
+            f"--model_name: {name} would be kept in {target}, which isn't free; give owner/name, or the model's folder"
         )
-    missing = sorted(found["missing_keys"])
-    if missing:
-        raise UserError(
-            f"{folder}: {len(missing)} of the model's weights aren't in its files ({missing[0]}, …); fetch it again"
-        )
-    places = {_numberless(name) for name in model.state_dict()}
-    left = sorted(name for name in found["unexpected_keys"] if _numberless(name) in places)
-    if left:
-        raise UserError(
-            f"{folder}: the files hold {len(left)} weights more than config.json tells of ({left[0]}, …); "
-            f"fetch both from one place"
-        )
-
-
-def _by(shape: Iterable[int]) -> str:
-    return " x ".join(map(str, shape))
-
-
-def _numberless(name: str) -> str:
-    """The name of a weight, the same for each layer."""
-    return re.sub(r"\d+", "#", name)
-
-
-def _keep_order(model: nn.Module) -> None:
-    """On a CPU, bitsandbytes puts 4-bit weights into another order at the first validation.
-
-    Its kernel for that order is slower than de-quantising for more than a few rows, and passes no gradient on.
-    """
-    from bitsandbytes.nn import Linear4bit
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
-
-
-def _multiply_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Whoever quantised the weights also noted dtypes, which suited another machine."""
-    modules: Iterator[Any] = model.modules()
-    for module in modules:
-        state = getattr(getattr(module, "weight", None), "quant_state", None)
-        if state is not None:
-            state.dtype = module.compute_dtype = dtype
-    for parameter in model.parameters():
-        if parameter.is_floating_point():  # those in 4 bits are bytes
-            parameter.data = parameter.data.to(dtype)
-
-
-def copy_from_file(model: nn.Module) -> None:
-    """Weights are views of the mapped file, all of which stays in memory as long as one of them lives: copy them out."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone()
-        state = getattr(parameter, "quant_state", None)
-        for one in (state, getattr(state, "state2", None)):
-            for name, value in vars(one).items() if one is not None else ():
-                if isinstance(value, torch.Tensor):
-                    setattr(one, name, value.clone())
-
-
-def layer_stack(model: nn.Module) -> list[nn.Module]:
-    """The model's layers: its longest list of modules."""
-    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    return list(max(lists, key=len, default=[]))
-
-
-def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """Trainable and total parameters; a 4-bit weight counts as the weights it holds."""
-    trainable_count = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(_weights_held(p) for p in model.parameters())
-    return trainable_count, total
-
-
-def _weights_held(parameter: nn.Parameter) -> int:
-    state = getattr(parameter, "quant_state", None)
-    return state.shape.numel() if state is not None else parameter.numel()
+    if not (target / "config.json").exists():
+        fetch("model", name, target)
+    return target

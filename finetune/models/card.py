@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from huggingface_hub import ModelCardData
 
-from finetune.methods import METHODS
+from finetune.models.checkpoint import Checkpoint
 from finetune.sources.catalogue import CATALOGUE
 
 REPOSITORY = "https://github.com/zeyuyuyu/Qlora"
@@ -19,24 +19,24 @@ _BINDING = (
 is made of a work as well."""
 
 
-def front_matter(facts: dict, base_source: dict, *, relation: str, tags: tuple[str, ...] = ()) -> str:
-    """The YAML block at the head of the card of a model that was made as `facts` say, from the base `base_source`.
+def front_matter(checkpoint: Checkpoint, *, relation: str, tags: tuple[str, ...] = ()) -> str:
+    """The YAML block at the head of the card of `checkpoint`, or of what is made of it.
 
     `relation` is what the model is to its base, in the Hub's words: 'adapter' or 'finetune'. What isn't known of
     licence, language, or places on the Hub is left out.
     """
-    licence = _licence(base_source["licence"], facts["data"]["licence"])
+    licence = _licence(checkpoint.base_source["licence"], checkpoint.data["licence"])
     library = None if "gguf" in tags else "peft" if relation == "adapter" else "transformers"
     data = ModelCardData(
-        language=_catalogued("data", facts["data"], "language"),
+        language=_catalogued("data", checkpoint.data, "language"),
         license=licence.get("license"),
         license_name=licence.get("license_name"),
-        base_model=hub_id("model", base_source),
-        datasets=[found for part in parts(facts["data"]) if (found := hub_id("data", part))] or None,
+        base_model=hub_id("model", checkpoint.base_source),
+        datasets=[found for part in parts(checkpoint.data) if (found := hub_id("data", part))] or None,
         library_name=library,
         pipeline_tag="text-generation",
-        tags=[facts["method"], "sft", *tags],
-        base_model_relation=relation if hub_id("model", base_source) else None,
+        tags=[checkpoint.method.name, "sft", *tags],
+        base_model_relation=relation if hub_id("model", checkpoint.base_source) else None,
     )
     return f"---\n{data.to_yaml()}\n---\n"
 
@@ -51,16 +51,16 @@ def hub_id(kind: str, source: dict) -> str | None:
     return source.get("hub") or _catalogued(kind, source, "original")
 
 
-def title(facts: dict, base_source: dict) -> str:
+def title(checkpoint: Checkpoint) -> str:
     """What the card is called."""
-    return f"{base_source['source']} fine-tuned by {METHODS[facts['method']].label}"
+    return f"{checkpoint.base_source['source']} fine-tuned by {checkpoint.method.label}"
 
 
-def origins(facts: dict, base_source: dict) -> str:
+def origins(checkpoint: Checkpoint) -> str:
     """What the model was made of, with the licences, as a Markdown list."""
-    return f"""- Base model: {whence(base_source)}; licence: {base_source["licence"]}
-- Instructions: {"; ".join(f"{whence(part)}; licence: {part['licence']}" for part in parts(facts["data"]))}
-- Prompt template: {facts["template"]}; seed {facts["seed"]}
+    return f"""- Base model: {whence(checkpoint.base_source)}; licence: {checkpoint.base_source["licence"]}
+- Instructions: {"; ".join(f"{whence(part)}; licence: {part['licence']}" for part in parts(checkpoint.data))}
+- Prompt template: {checkpoint.template}; seed {checkpoint.seed}
 - Made with [finetune]({REPOSITORY})
 
 The licence of the instructions bounds what these weights may be used for."""

@@ -15,10 +15,9 @@ from torch import nn
 from torch.nn.functional import linear
 
 from finetune.device import compute_dtype, is_out_of_memory
-from finetune.errors import UserError
+from finetune.errors import UserError, first_line
 from finetune.kernels.loss import head_inputs, packed_head_inputs
 from finetune.kernels.packing import micro_batches, pack
-from finetune.models.supported import first_line
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -12,30 +12,28 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune import files
-from finetune.errors import UserError
+from finetune.errors import UserError, first_line
 from finetune.files import disk_named, whole_folder, write_text, write_yaml
-from finetune.methods import METHODS
 from finetune.models import card
-from finetune.models.supported import first_line
+from finetune.models.checkpoint import Checkpoint
 from finetune.places import FACTS
 
 
 def check_can_be_saved(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    facts: dict,
-    base_source: dict,
-    folder: Path,
+    checkpoint: Checkpoint,
 ) -> None:
     """What `save` will be asked for, tried without the weights, before training and not after it.
 
     Raises UserError if something can't be written, or if the disk has no room for the weights.
     """
+    folder = checkpoint.folder
     try:
         with disk_named(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(prefix=f".{folder.name}.new-", suffix=".draft", dir=folder.parent) as draft:
-                _write_beside_weights(model, tokenizer, facts, base_source, Path(draft))
+                _write_beside_weights(model, tokenizer, checkpoint, Path(draft))
     except UserError:
         raise
     except OSError as error:
@@ -49,20 +47,18 @@ def check_can_be_saved(
 def save(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    facts: dict,
-    base_source: dict,
-    folder: Path,
+    checkpoint: Checkpoint,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write adapter or full model with its tokenizer; the same bytes for the same weights.
 
     `weights` are those of a model whose own are in shards: all that was trained, by name.
 
-    `facts` says how the model was made (method, base, template), `base_source` is the
-    base model's provenance. A full model is stored in bf16, the size of its base. A folder `plots`,
+    They go to the folder of `checkpoint`, with its facts. A full model is stored in bf16, the size of its base. A folder `plots`,
     where the run may have left its curves, stays. Raises UserError if it can't be written all the same; it names the
     file that then holds the trained weights, if any place took them.
     """
+    folder = checkpoint.folder
     try:
         with whole_folder(folder, keep="plots") as draft:
             if isinstance(model, PeftModel):
@@ -75,7 +71,7 @@ def save(
                 )
             else:
                 model.to(torch.bfloat16).save_pretrained(draft)  # type: ignore[arg-type]  # transformers' `wraps`
-            _write_beside_weights(model, tokenizer, facts, base_source, draft)
+            _write_beside_weights(model, tokenizer, checkpoint, draft)
     except Exception as error:  # hours of training are in those weights
         rescued = _rescue(weights or trained(model), folder)
         where = (
@@ -87,20 +83,20 @@ def save(
 def _write_beside_weights(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    facts: dict,
-    base_source: dict,
+    checkpoint: Checkpoint,
     draft: Path,
 ) -> None:
     if isinstance(model, PeftModel):
         model.peft_config["default"].save_pretrained(str(draft))
         # In the file alone: peft would ask the Hub about a base of that name whenever it saves the adapter.
-        name_base(draft, base_source.get("hub", facts["base"]), base_source.get("commit"))
+        source = checkpoint.base_source
+        name_base(draft, source.get("hub", str(checkpoint.base_folder)), source.get("commit"))
     else:
         model.config.save_pretrained(draft)
         model.generation_config.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
-    write_yaml(draft / FACTS, facts | {"base_source": base_source})
-    write_text(draft / "README.md", _model_card(facts, base_source))
+    write_yaml(draft / FACTS, checkpoint.facts())
+    write_text(draft / "README.md", _model_card(checkpoint))
 
 
 def trained(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -151,7 +147,7 @@ def name_base(folder: Path, base: str | None, revision: str | None) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _model_card(facts: dict, base_source: dict) -> str:
-    relation = "adapter" if METHODS[facts["method"]].adapters else "finetune"
-    head = card.front_matter(facts, base_source, relation=relation)
-    return f"{head}\n# {card.title(facts, base_source)}\n\n{card.origins(facts, base_source)}\n"
+def _model_card(checkpoint: Checkpoint) -> str:
+    relation = "adapter" if checkpoint.method.adapters else "finetune"
+    head = card.front_matter(checkpoint, relation=relation)
+    return f"{head}\n# {card.title(checkpoint)}\n\n{card.origins(checkpoint)}\n"

@@ -7,7 +7,7 @@ from typing import Any, cast
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from finetune.errors import UserError
+from finetune.errors import UserError, first_line
 
 
 def read_config(folder: Path | str) -> PreTrainedConfig:
@@ -31,11 +31,6 @@ def read_config(folder: Path | str) -> PreTrainedConfig:
         raise UserError(f"{folder}: config.json is no valid config of a {kind} model: {first_line(error)}") from None
     _check_kind(folder, config)
     return config
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in a line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune import params
 from finetune.errors import UserError
 from finetune.methods import METHODS
-from finetune.models.supported import read_config
+from finetune.models.base import Base
 from finetune.planner import devices, fits
 from finetune.planner.devices import Device
 from finetune.planner.parts import Parts, parts
@@ -27,15 +26,15 @@ SPARED = 0.25
 """Share of what settings can lower that the next run is to spare, where memory ran out though the plan fitted."""
 
 
-def announce(base: Path, p: params.Params, split: Dataset) -> Callable[[], str]:
-    """Print the memory that training the model in `base` on `split` by `p` is going to take, and a warning where that is
+def announce(base: Base, p: params.Params, split: Dataset) -> Callable[[], str]:
+    """Print the memory that training `base` on `split` by `p` is going to take, and a warning where that is
     more than there is. What is returned gives the advice for running out of memory all the same.
 
     A model that can't be planned is trained without.
     """
     device, data = devices.here(), records_of(split)
     try:
-        sizes = sizes_of(read_config(base), METHODS[p.method], p, device)
+        sizes = sizes_of(base.config, METHODS[p.method], p, device)
         planned = parts(sizes, p.train, largest(data, p.train)).per_rank(p.launch)
     except UserError as error:
         print(f"no plan: {error}")

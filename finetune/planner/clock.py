@@ -19,7 +19,8 @@ from finetune.kernels.loss import response_loss
 from finetune.kernels.packing import ROUND_ROWS_TO, grouped, micro_batches, pack
 from finetune.methods import Method
 from finetune.models.adapters import as_trained, weights_dtype
-from finetune.models.base import layer_stack, load_base
+from finetune.models.base import Base
+from finetune.models.loading import layer_stack, load_base
 from finetune.models.probe import in_training_precision
 from finetune.planner.devices import Speed
 from finetune.planner.passes import Records
@@ -118,7 +119,7 @@ def _made(config: PreTrainedConfig, method: Method, p: params.Params, dtype: tor
     """What is trained, over a base of random weights."""
     with tempfile.TemporaryDirectory() as folder:
         AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
-        base = load_base(Path(folder), weights_dtype(method), p.quantization if method.quantized else None)
+        base = load_base(Base(Path(folder)), weights_dtype(method), p.quantization if method.quantized else None)
         return as_trained(base, method, p.lora, tokens).train()
 
 

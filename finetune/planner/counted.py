@@ -15,11 +15,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from finetune.errors import UserError
+from finetune.errors import UserError, first_line
 from finetune.kernels.attention import mask_of
 from finetune.kernels.loss import head_inputs
-from finetune.models.base import layer_stack
-from finetune.models.supported import first_line
+from finetune.models.loading import layer_stack
 from finetune.planner.passes import Pass
 
 FEW, MORE = 2, 4

@@ -16,10 +16,9 @@ from finetune.kernels.linear_parts import is_lora, plain_adapter
 from finetune.kernels.lora import fuse
 from finetune.methods import Method
 from finetune.models.adapters import with_new_adapters
-from finetune.models.supported import read_config
+from finetune.models.base import Base
 from finetune.planner import attention
 from finetune.sources.catalogue import CATALOGUE
-from finetune.sources.provenance import provenance
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -42,16 +41,16 @@ def config_of(source: str, given: str | None = None) -> tuple[str, PreTrainedCon
     Raises UserError if there is none yet, or none that can be trained here.
     """
     if given is not None and given not in CATALOGUE["model"]:
-        return given, read_config(_folder(given))
+        return given, Base(_folder(given)).config
     name = given or source
-    base = places.BASE
-    if (base / "config.json").exists() and provenance(base)["source"] == name:
-        return name, read_config(base)
+    base = Base(places.BASE)
+    if (base.folder / "config.json").exists() and base.source["source"] == name:
+        return name, base.config
     if name in SHAPES:
         return name, AutoConfig.for_model(**SHAPES[name])
     located = Path(places.of_source(name)).expanduser()
     if (located / "config.json").exists():
-        return name, read_config(located)
+        return name, Base(located).config
     raise UserError(
         f"model.source: {name} isn't here yet; run `dvc repro fetch@model` first, or give --model with a folder or config.json"
     )

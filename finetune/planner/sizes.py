@@ -15,7 +15,7 @@ from finetune.kernels.decoder import has_form
 from finetune.kernels.decoder_layer import DecoderLayer
 from finetune.kernels.workspace import Workspace
 from finetune.methods import Method
-from finetune.models.base import layer_stack
+from finetune.models.loading import layer_stack
 
 OPTIMIZER_BYTES = 10
 """A trained weight: two means in fp32, and 16 bits of its own (`kernels.adamw`)."""

@@ -16,22 +16,23 @@ from finetune.device import compute_dtype
 from finetune.errors import UserError
 from finetune.files import copy_into
 from finetune.models import lost
-from finetune.models.base import load_base
+from finetune.models.base import Base
+from finetune.models.loading import load_base
 from finetune.quantization.calibration import can_be_walked
 from finetune.quantization.rounding import Rounded, rounded_by_gptq, rounded_nearest
 from finetune.sources.contents import model_files
 
 
-def quantise(folder: Path, rows: list[list[int]], settings: params.Quantization, target: Path) -> str:
-    """Write the model in `folder` to `target` in four bits, with what rounding lost and the files beside the weights.
+def quantise(base: Base, rows: list[list[int]], settings: params.Quantization, target: Path) -> str:
+    """Write the model `base` to `target` in four bits, with what rounding lost and the files beside the weights.
 
     `rows` are the token ids of the examples that gptq looks at. Returns the calibration that was used: a model whose
     layers don't simply feed one another is rounded to the nearest. Raises UserError if a layer's inputs are no multiple
     of the block size.
     """
-    model = load_base(folder, compute_dtype())
+    model = load_base(base, compute_dtype())
     model.eval().requires_grad_(False)
-    frame = load_base(folder, compute_dtype(), settings)
+    frame = load_base(base, compute_dtype(), settings)
     names = [name for name, module in frame.named_modules() if isinstance(module, Linear4bit)]
     _check_blocks(frame, names, settings.block_size)
     calibration = settings.calibration
@@ -45,7 +46,7 @@ def quantise(folder: Path, rows: list[list[int]], settings: params.Quantization,
             print(f"{len(kept)} of {len(names)} layers in 4 bits", flush=True)
     frame.save_pretrained(target)
     lost.save(kept, target)
-    _copy_beside_weights(folder, target)
+    _copy_beside_weights(base.folder, target)
     return calibration
 
 
@@ -78,9 +79,9 @@ def _check_blocks(frame: PreTrainedModel, names: Iterable[str], block: int) -> N
             )
 
 
-def copy_whole(folder: Path, target: Path) -> None:
+def copy_whole(base: Base, target: Path) -> None:
     """Take a model that is in four bits already as it is."""
-    copy_into(target, model_files(folder), folder)
+    copy_into(target, model_files(base.folder), base.folder)
 
 
 def _copy_beside_weights(folder: Path, target: Path) -> None:

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from finetune.kernels.loss import packed_head_inputs
 from finetune.kernels.packing import Batch, micro_batches, pack
-from finetune.models.base import layer_stack
+from finetune.models.loading import layer_stack
 
 
 @dataclass(frozen=True)

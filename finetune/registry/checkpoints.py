@@ -8,27 +8,34 @@ from finetune import places
 from finetune.errors import UserError, quoted
 from finetune.experiments import dvc_lock, revisions
 from finetune.files import read_json
-from finetune.methods import METHODS
-from finetune.models.facts import read_facts
-from finetune.models.fingerprint import fingerprint
+from finetune.models.base import Base
+from finetune.models.checkpoint import Checkpoint
 from finetune.registry import fetched, versions
 
 WORKSPACE = "workspace"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A fine-tuned model on this machine."""
+class Found:
+    """A checkpoint on this machine, found by a name."""
 
     name: str
     """As the user wrote it."""
-    folder: Path
-    """Holds facts.yaml, the weights and the tokenizer; as `models.saved.save` wrote it."""
-    base: Path | None
+    checkpoint: Checkpoint
+    base_folder: Path | None
     """Where the base model of an adapter lies; None: where the facts say, or it needs none."""
 
+    @property
+    def folder(self) -> Path:
+        """The checkpoint's folder."""
+        return self.checkpoint.folder
 
-def find(name: str) -> Checkpoint:
+    def base(self) -> Base | None:
+        """The base that its adapter goes over (`Checkpoint.base`)."""
+        return self.checkpoint.base(self.base_folder)
+
+
+def find(name: str) -> Found:
     """The checkpoint called `name`, fetched by DVC if need be, with its base model if the workspace has another.
 
     A name is, in this order: `workspace` (models/tuned); a folder that holds a checkpoint; a registered version
@@ -39,10 +46,10 @@ def find(name: str) -> Checkpoint:
     """
     folder = places.TUNED if name == WORKSPACE else _folder(name)
     if folder is not None:
-        read_facts(folder)
+        checkpoint = Checkpoint.read(folder)
         if name == WORKSPACE:
-            _check_noted()
-        return Checkpoint(name, folder, None)
+            _check_noted(checkpoint)
+        return Found(name, checkpoint, None)
     with revisions.repository(name) as repo:
         return of_commit(repo, commit_of(repo, name), name)
 
@@ -68,26 +75,25 @@ def commit_of(repo: Any, name: str) -> str:
     )
 
 
-def of_commit(repo: Any, commit: str, name: str, anew: bool = False) -> Checkpoint:
+def of_commit(repo: Any, commit: str, name: str, anew: bool = False) -> Found:
     """The checkpoint that dvc.lock of `commit` names, with its base model.
 
     `anew`: all of it comes from DVC's cache or the remote once more, so that it is certain to be there.
     """
     locked = fetched.lock(repo, commit, name)
-    folder = fetched.output(repo, commit, locked, places.TUNED, name, anew)
-    facts = read_facts(folder)
-    base = base_of(locked, facts)
-    if base is None or (not anew and _holds(base, facts)):
-        return Checkpoint(name, folder, None)
-    return Checkpoint(name, folder, fetched.output(repo, commit, locked, base, name, anew))
+    checkpoint = Checkpoint.read(fetched.output(repo, commit, locked, places.TUNED, name, anew))
+    base = base_of(locked, checkpoint)
+    if base is None or (not anew and _holds(base, checkpoint)):
+        return Found(name, checkpoint, None)
+    return Found(name, checkpoint, fetched.output(repo, commit, locked, base, name, anew))
 
 
-def base_of(locked: dict, facts: dict) -> Path | None:
-    """The pipeline's folder of the base model of which `facts` speak; None where it needs none, or has one from outside
+def base_of(locked: dict, checkpoint: Checkpoint) -> Path | None:
+    """The pipeline's folder of the base model below `checkpoint`; None where it needs none, or has one from outside
     the pipeline (`stages/train.py --model_name`)."""
-    base = Path(facts["base"])
+    base = checkpoint.base_folder
     made_there = dvc_lock.has_output(locked, base.as_posix())
-    return base if METHODS[facts["method"]].adapters and made_there else None
+    return base if checkpoint.method.adapters and made_there else None
 
 
 def _folder(name: str) -> Path | None:
@@ -100,16 +106,16 @@ def _folder(name: str) -> Path | None:
         return None
 
 
-def _check_noted() -> None:
+def _check_noted(checkpoint: Checkpoint) -> None:
     """Raise UserError if the weights in models/tuned aren't those that the run has noted beside its costs."""
     noted = places.METRICS / "train.facts.json"
-    if noted.exists() and read_json(noted).get("weights") not in (None, fingerprint(places.TUNED)):
+    if noted.exists() and read_json(noted).get("weights") not in (None, checkpoint.fingerprint):
         raise UserError(
             f"{WORKSPACE}: {places.TUNED} hasn't the weights that {noted} speaks of (damaged, or of another commit); "
             f"`finetune verify` says which files are damaged, and --ckpt {places.TUNED} asks it all the same"
         )
 
 
-def _holds(base: Path, facts: dict) -> bool:
+def _holds(base: Path, checkpoint: Checkpoint) -> bool:
     """Whether the workspace's folder `base` has the weights that the adapter was trained over."""
-    return (base / "config.json").exists() and facts.get("base_fingerprint") in (None, fingerprint(base))
+    return (base / "config.json").exists() and checkpoint.base_fingerprint in (None, Base(base).fingerprint)

@@ -6,7 +6,6 @@ from typing import Any
 from finetune import places
 from finetune.errors import UserError
 from finetune.experiments import revisions
-from finetune.models.facts import read_facts
 from finetune.registry import checkpoints, fetched, versions
 
 GIT_REMOTE = "origin"
@@ -45,8 +44,8 @@ def _push_files(repo: Any, version: versions.Version) -> int:
     """The adapter and its base, or the whole model: what an answer needs, and nothing of the data."""
     from dvc.exceptions import DvcException
 
-    checkpoint = checkpoints.of_commit(repo, version.commit, version.name, anew=True)
-    base = checkpoints.base_of(fetched.lock(repo, version.commit, version.name), read_facts(checkpoint.folder))
+    found = checkpoints.of_commit(repo, version.commit, version.name, anew=True)
+    base = checkpoints.base_of(fetched.lock(repo, version.commit, version.name), found.checkpoint)
     paths = [path.as_posix() for path in (places.TUNED, base) if path]
     try:
         return repo.push(targets=paths, revs=[version.commit], workspace=False)

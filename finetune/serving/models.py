@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -19,14 +18,10 @@ from finetune.evaluation.decoding import prepared
 from finetune.evaluation.products import Joined
 from finetune.evaluation.routes import OWN
 from finetune.evaluation.slots import GROWTH
-from finetune.methods import METHODS
-from finetune.models import tokenizer as tokenizers
-from finetune.models.base import load_base
-from finetune.models.ends import end_tokens
-from finetune.models.facts import read_facts
-from finetune.models.fingerprint import check_base, fingerprint
-from finetune.models.four_bits import in_4_bits
-from finetune.registry.checkpoints import Checkpoint, find
+from finetune.models.base import Base
+from finetune.models.checkpoint import Checkpoint
+from finetune.models.loading import end_tokens, load_base, load_tuned
+from finetune.registry.checkpoints import find
 from finetune.serving.adapter_file import is_plain, read_adapter
 from finetune.serving.engine import Engine
 from finetune.serving.request import Request
@@ -128,51 +123,45 @@ class Models:
         """
         if name in self._served:
             return self._served[name]
-        checkpoint = find(name)
-        facts = read_facts(checkpoint.folder)
-        tokenizer = tokenizers.load(checkpoint.folder)
-        template = Template(facts["template"], tokenizer)
-        shared = self._over_base(checkpoint, facts, template)
-        loaded, adapter, gigabytes = shared or self._whole(checkpoint, facts, template)
-        ends = {tokenizer.eos_token_id, *end_tokens(loaded.model), *(facts.get("end_tokens") or [])}
+        found = find(name)
+        checkpoint, base, tokenizer = found.checkpoint, found.base(), found.checkpoint.tokenizer
+        template = Template(checkpoint.template, tokenizer)
+        shared = self._over_base(name, checkpoint, base, template) if base else None
+        loaded, adapter, gigabytes = shared or self._whole(checkpoint, base, template)
+        ends = {tokenizer.eos_token_id, *end_tokens(loaded.model), *checkpoint.end_tokens}
 
         def served(name: str, method: str | None, file: str, adapter: str | None, gigabytes: float) -> Served:
             parts = tokenizer, template, ends, _positions(loaded.model)
             return Served(name, method, file, loaded.engine, adapter, *parts, gigabytes)
 
-        method = METHODS[facts["method"]]
+        method = checkpoint.method
         if shared and BASE not in self._served:
             file = "base-4bit" if method.quantized else "base"
             self._served[BASE] = served(BASE, None, file, None, _gigabytes(loaded.model))
         self._served[name] = served(name, method.name, "tuned", adapter, gigabytes)
         return self._served[name]
 
-    def _over_base(self, checkpoint: Checkpoint, facts: dict, template: Template) -> tuple[_Loaded, str, float] | None:
-        """The base with the checkpoint's adapter over it; None if it is no adapter that can share its base."""
-        method = METHODS[facts["method"]]
-        if not method.adapters or not is_plain(checkpoint.folder):
+    def _over_base(
+        self, name: str, checkpoint: Checkpoint, base: Base, template: Template
+    ) -> tuple[_Loaded, str, float] | None:
+        """`base` with the checkpoint's adapter over it; None if it is no adapter that can share its base."""
+        if not is_plain(checkpoint.folder):
             return None
-        folder = checkpoint.base or Path(facts["base"])
-        folder = in_4_bits(folder) if method.quantized else folder
-        check_base(checkpoint.folder, facts, folder)
-        key = facts.get("base_fingerprint") or fingerprint(folder)
-        if key not in self._bases:
-            self._bases[key] = self._loaded(load_base(folder, compute_dtype()), template)
-        base = self._bases[key]
-        if base.layers is None:
+        if base.fingerprint not in self._bases:
+            self._bases[base.fingerprint] = self._loaded(load_base(base, compute_dtype()), template)
+        loaded = self._bases[base.fingerprint]
+        if loaded.layers is None:
             return None
-        adapter, parts = f"{checkpoint.name}, {next(self._number)}", read_adapter(checkpoint.folder)
+        adapter, parts = f"{name}, {next(self._number)}", read_adapter(checkpoint.folder)
         try:
-            held = base.layers.hold(adapter, parts)
+            held = loaded.layers.hold(adapter, parts)
         except ValueError as error:
             raise UserError(f"{checkpoint.folder}: the adapter can't be loaded: {error}; train it again") from None
-        return base, adapter, held / 1e9
+        return loaded, adapter, held / 1e9
 
-    def _whole(self, checkpoint: Checkpoint, facts: dict, template: Template) -> tuple[_Loaded, str, float]:
-        """The checkpoint as a model of its own."""
-        from finetune.models.adapters import load_tuned
-
-        model = load_tuned(checkpoint.folder, facts, checkpoint.base)
+    def _whole(self, checkpoint: Checkpoint, base: Base | None, template: Template) -> tuple[_Loaded, str, float]:
+        """The checkpoint as a model that shares nothing."""
+        model = load_tuned(checkpoint, base)
         return self._loaded(model, template), OWN, _gigabytes(model)
 
     def _loaded(self, model: PreTrainedModel | PeftModel, template: Template) -> _Loaded:

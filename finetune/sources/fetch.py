@@ -94,24 +94,3 @@ def _check_usable(kind: str, name: str, folder: Path) -> None:
         raise UserError(f"model.source: {name} holds no config.json; give the folder of a Hugging Face model")
     if kind == "data" and not data_files(folder):
         raise UserError(f"data.source: {name} holds no {', '.join(DATA_SUFFIXES)} file of records; give one")
-
-
-def base_folder(name: str | None, default: Path = places.BASE) -> Path:
-    """The folder of the base model called `name`: `default` if it holds that model (or no name is given), a Hugging
-    Face folder of the user's, or a new one beside `default`, fetched."""
-    fetched = (default / "config.json").exists()
-    if name is None and not fetched:
-        raise UserError(f"{default}: no base model there; run `dvc repro fetch@model` or `python stages/fetch.py`")
-    if name is None or (fetched and provenance(default)["source"] == name):
-        return default
-    if (Path(name) / "config.json").exists():
-        return Path(name)
-    label = re.sub(r"[^\w.-]+", "--", name)
-    target = default.parent / label
-    if label in (".", "..") or target in (default, places.BASE_4BIT, places.TUNED):
-        raise UserError(
-            f"--model_name: {name} would be kept in {target}, which isn't free; give owner/name, or the model's folder"
-        )
-    if not (target / "config.json").exists():
-        fetch("model", name, target)
-    return target

@@ -28,7 +28,7 @@ from finetune.distributed.wrapped import wrapped
 from finetune.errors import UserError
 from finetune.files import read_json
 from finetune.models import probe
-from finetune.models.base import layer_stack
+from finetune.models.loading import layer_stack
 from finetune.models.saved import trained
 from finetune.snapshots import snapshot, tensor_file
 from finetune.training import schedule, snapshots, stopping

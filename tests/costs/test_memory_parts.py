@@ -11,7 +11,8 @@ from finetune.kernels.adamw import SplitAdamW
 from finetune.kernels.packing import micro_batches, pack
 from finetune.methods import METHODS
 from finetune.models.adapters import trainable
-from finetune.models.base import load_base
+from finetune.models.base import Base
+from finetune.models.loading import load_base
 
 IDS = list(range(1, 129))
 BATCH = next(micro_batches(pack([{"input_ids": IDS[:64], "labels": IDS[:64]}]), 1000))
@@ -20,7 +21,7 @@ BATCH = next(micro_batches(pack([{"input_ids": IDS[:64], "labels": IDS[:64]}]), 
 def step(models, method: str) -> tuple[torch.nn.Module, MemoryParts]:
     """A model after one step, and its split in bytes."""
     p = params.load()
-    model = trainable(base_for(models, "llama", method), METHODS[method], p.lora).train()
+    model = trainable(Base(base_for(models, "llama", method)), METHODS[method], p.lora).train()
     optimizer = SplitAdamW([q for q in model.parameters() if q.requires_grad], lr=1e-3)
     activations = Activations(model)
     with activations.watch(64):
@@ -61,7 +62,7 @@ def test_qlora_holds_four_bits_a_weight_and_their_constants(tiny_models):
 
 
 def test_only_a_larger_micro_batch_is_counted_anew(tiny_models):
-    model = load_base(tiny_models["llama"], torch.float32).train()
+    model = load_base(Base(tiny_models["llama"]), torch.float32).train()
     activations = Activations(model)
     seen = []
     for count in (16, 128, 32):
@@ -81,7 +82,7 @@ def test_activations_are_the_same_at_each_count(tiny_models, method):
 def test_checkpointing_keeps_less(tiny_models):
     kept = {}
     for checkpointing in (False, True):
-        model = load_base(tiny_models["llama"], torch.float32).train()
+        model = load_base(Base(tiny_models["llama"]), torch.float32).train()
         if checkpointing:
             model.gradient_checkpointing_enable()
         activations = Activations(model)

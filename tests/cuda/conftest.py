@@ -20,7 +20,8 @@ from finetune.costs.meter import Meter
 from finetune.kernels.packing import longest_pass
 from finetune.methods import METHODS
 from finetune.models.adapters import as_trained, trainable
-from finetune.models.base import load_base
+from finetune.models.base import Base
+from finetune.models.loading import load_base
 from finetune.training.run import train
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS promises no determinism
@@ -142,7 +143,7 @@ def in_4_bits(whole: Path, folder: Path, splits) -> None:
     from finetune.quantization.base import quantise
 
     folder.mkdir()
-    quantise(whole, splits["train"]["input_ids"][:8], settings().quantization, folder)
+    quantise(Base(whole), splits["train"]["input_ids"][:8], settings().quantization, folder)
 
 
 @pytest.fixture
@@ -166,7 +167,7 @@ def drawn(bases, shipped):
     """A tiny model in fp32 as a method trains it, its adapters drawn at random, the same on every device."""
 
     def model(family: str, method: str):
-        made = as_trained(load_base(bases(family, method), torch.float32), METHODS[method], shipped.lora)
+        made = as_trained(load_base(Base(bases(family, method)), torch.float32), METHODS[method], shipped.lora)
         return draw_adapters(made)
 
     return model
@@ -196,7 +197,7 @@ def run(bases, splits, tokenizer):
         tokens = longest_pass(
             map(len, splits["train"]["input_ids"]), p.train.batch_size, p.train.tokens_per_micro_batch
         )
-        model = trainable(bases(family, method, lively=False), METHODS[method], p.lora, tokens)
+        model = trainable(Base(bases(family, method, lively=False)), METHODS[method], p.lora, tokens)
         meter = Meter().start()
         try:
             result = train(

@@ -9,7 +9,8 @@ from finetune.kernels import attention
 from finetune.kernels.loss import response_loss
 from finetune.kernels.packing import micro_batches, pack
 from finetune.methods import METHODS
-from finetune.models.base import load_base
+from finetune.models.base import Base
+from finetune.models.loading import load_base
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 3e-3}
 """Length of the difference as a share of the length: sums in another order, and rounded factors."""
@@ -26,7 +27,7 @@ def gradients(model) -> dict[str, torch.Tensor]:
 
 def on_a_cpu(folder, method, lora, rows, adapters_drawn):
     """Summed loss and gradients by transformers' and peft's own layers, each sequence alone, fp32."""
-    model = load_base(folder, torch.float32)
+    model = load_base(Base(folder), torch.float32)
     if METHODS[method].adapters:
         options = METHODS[method].lora_options
         model.requires_grad_(False)
@@ -88,7 +89,7 @@ def test_packed_attention_is_each_sequence_s_own(device, dtype):
 def weights_in_4_bits(folder) -> dict[str, torch.Tensor]:
     from bitsandbytes.functional import dequantize_4bit
 
-    modules = dict(load_base(folder, torch.float32).named_modules()).items()
+    modules = dict(load_base(Base(folder), torch.float32).named_modules()).items()
     states = {name: getattr(getattr(module, "weight", None), "quant_state", None) for name, module in modules}
     return {
         name: dequantize_4bit(module.weight.data, states[name]).cpu()

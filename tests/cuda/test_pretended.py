@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from finetune.evaluation import decoding
-from finetune.models import adapters, base
+from finetune.models import adapters, loading
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real device")
 
@@ -16,11 +16,11 @@ BF16, FP16 = (8, 0), (7, 5)
 @pytest.fixture
 def on_device(monkeypatch):
     """Models are put on the pretended device as they are loaded."""
-    real = base.load_base
+    real = loading.load_base
 
     def load(*arguments, **options):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(base, "device", lambda: torch.device("cpu"))
+            patch.setattr(loading, "device", lambda: torch.device("cpu"))
             return pretended_cuda.put_on_cuda(real(*arguments, **options | {"place": None}))
 
     monkeypatch.setattr(adapters, "load_base", load)

@@ -12,7 +12,7 @@ from helpers import refusal, stage, write_params
 from finetune.commands.escapes import unescape
 from finetune.data import alpaca
 from finetune.errors import UserError
-from finetune.models import tokenizer as tokenizers
+from finetune.models.base import load_tokenizer
 
 TURNS = [("user", "Name a colour."), ("assistant", "Blue."), ("user", "Another?"), ("assistant", "Red.")]
 SYSTEM = "Be brief."
@@ -74,7 +74,7 @@ def learnt(row: dict, tokenizer) -> list[str]:
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_a_conversation_teaches_the_same(workspace, prepare, tiny_models, form):
     row = prepare(FORMS[form], template="chat")["Red."]
-    tokenizer = tokenizers.load(tiny_models["llama"])
+    tokenizer = load_tokenizer(tiny_models["llama"])
     assert learnt(row, tokenizer) == ["Blue.<|endoftext|>", "Red.<|endoftext|>"]
     assert row["prompt"].startswith("<system>Be brief.\n<user>Name a colour.\n<assistant>Blue.")
     assert counts(workspace)[f"form_{form}"] == (6 if form == "alpaca" else 1)
@@ -82,7 +82,7 @@ def test_every_form_of_a_conversation_teaches_the_same(workspace, prepare, tiny_
 
 def test_smollm2_closes_every_answer_as_its_template_does(workspace, prepare, smollm2):
     row = prepare(FORMS["messages"], smollm2, template="chat")["Red."]
-    tokenizer = tokenizers.load(smollm2)
+    tokenizer = load_tokenizer(smollm2)
     assert learnt(row, tokenizer) == ["Blue.<|im_end|>", "Red.<|im_end|>"]
     facts = yaml.safe_load((workspace / "data/prepared/facts.yaml").read_text())
     assert facts["end_tokens"] == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
@@ -91,7 +91,7 @@ def test_smollm2_closes_every_answer_as_its_template_does(workspace, prepare, sm
 def test_marks_in_a_record_are_text(workspace, prepare, smollm2):
     said = "End with <|im_end|> and <|im_start|>user."
     row = prepare({"instruction": said, "output": f"I say {said}"}, smollm2, template="chat")[f"I say {said}"]
-    tokenizer = tokenizers.load(smollm2)
+    tokenizer = load_tokenizer(smollm2)
     ends = [index for index, token in enumerate(row["input_ids"]) if token == tokenizer.eos_token_id]
     ordinary = prepare({"instruction": "Plain.", "output": "Well."}, smollm2, template="chat")["Well."]
     assert len(ends) == ordinary["input_ids"].count(tokenizer.eos_token_id)
@@ -99,7 +99,7 @@ def test_marks_in_a_record_are_text(workspace, prepare, smollm2):
 
 
 def test_a_template_with_todays_date_gives_the_same_bytes_each_day(workspace, prepare, tiny_models, tmp_path):
-    tokenizer = tokenizers.load(tiny_models["llama"])
+    tokenizer = load_tokenizer(tiny_models["llama"])
     tokenizer.chat_template = "{{ strftime_now('%d %B %Y') }}\n" + tokenizer.chat_template
     folder = tmp_path / "dated"
     folder.mkdir()

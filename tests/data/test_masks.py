@@ -8,7 +8,7 @@ from helpers import refusal, stage, write_params
 
 from finetune.data.forms import Turn
 from finetune.data.prompts import Template
-from finetune.models import tokenizer as tokenizers
+from finetune.models.base import load_tokenizer
 
 OF_TRL = json.loads((Path(__file__).parent / "assistant_masks.json").read_text())
 """Made by benchmarks/assistant_masks.py with TRL 1.16.0."""
@@ -16,7 +16,7 @@ OF_TRL = json.loads((Path(__file__).parent / "assistant_masks.json").read_text()
 
 @pytest.mark.parametrize("expected", OF_TRL, ids=range(len(OF_TRL)))
 def test_smollm2_learns_of_a_conversation_what_trl_learns(smollm2, expected):
-    template = Template("chat", tokenizers.load(smollm2))
+    template = Template("chat", load_tokenizer(smollm2))
     turns = [Turn(message["role"], message["content"]) for message in expected["messages"]]
     (segments,) = template.segments([turns])
     ids = [token for segment in segments for token in segment.ids]
@@ -43,7 +43,7 @@ TURNS = [Turn("user", "Hi."), Turn("assistant", "Yo."), Turn("user", "More."), T
 @pytest.fixture
 def learnt(smollm2):
     """What SmolLM2's tokenizer under another chat template learns of `turns`, as texts."""
-    tokenizer = tokenizers.load(smollm2)
+    tokenizer = load_tokenizer(smollm2)
 
     def run(chat_template: str, turns: list[Turn] = TURNS) -> list[str]:
         tokenizer.chat_template = chat_template
@@ -119,7 +119,7 @@ def test_an_answer_of_weight_0_is_context_alone(learnt):
     ],
 )
 def test_however_a_template_asks_for_the_date_it_stands_still(smollm2, way, text):
-    tokenizer = tokenizers.load(smollm2)
+    tokenizer = load_tokenizer(smollm2)
     tokenizer.chat_template = way + "|" + CHATML
     template = Template("chat", tokenizer)
     prompt = template.segments([TURNS])[0][0].text
@@ -133,7 +133,7 @@ def under(chat_template: str | dict[str, str], model: Path, folder: Path) -> Pat
     for file in model.iterdir():
         if file.name != "chat_template.jinja":
             (folder / file.name).write_bytes(file.read_bytes())
-    tokenizer = tokenizers.load(model)
+    tokenizer = load_tokenizer(model)
     tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(folder)
     return folder

@@ -11,7 +11,7 @@ from finetune.data.forms import Turn
 from finetune.data.prepared import prompt_ids
 from finetune.data.prompts import Template
 from finetune.errors import UserError
-from finetune.models import tokenizer as tokenizers
+from finetune.models.base import load_tokenizer
 
 RECORD = {"instruction": "Name a colour.", "input": "Not red.", "output": "Blue."}
 
@@ -52,7 +52,7 @@ def prepared_row(workspace, model, record, **data) -> dict:
 @pytest.mark.parametrize(("context", "prompt"), [("Not red.", WITH_INPUT), ("", WITHOUT_INPUT)])
 def test_alpaca_prompts_are_masked_up_to_the_response(workspace, tiny_models, family, context, prompt):
     row = prepared_row(workspace, tiny_models[family], RECORD | {"input": context})
-    tokenizer = tokenizers.load(tiny_models[family])
+    tokenizer = load_tokenizer(tiny_models[family])
     prompt_ids, answer_ids = (tokenizer(text)["input_ids"] for text in (prompt, "Blue."))
     assert row["prompt"] == prompt
     assert row["input_ids"] == [*prompt_ids, *answer_ids, tokenizer.eos_token_id]
@@ -63,12 +63,12 @@ def test_alpaca_prompts_are_masked_up_to_the_response(workspace, tiny_models, fa
 def test_chat_template_is_the_models_own(workspace, tiny_models):
     row = prepared_row(workspace, tiny_models["llama"], RECORD, template="chat")
     assert row["prompt"] == "<user>Name a colour.\n\nNot red.\n<assistant>"
-    assert row["labels"][-1] == row["input_ids"][-1] == tokenizers.load(tiny_models["llama"]).eos_token_id
+    assert row["labels"][-1] == row["input_ids"][-1] == load_tokenizer(tiny_models["llama"]).eos_token_id
 
 
 def test_smollm2_tokens_written_by_hand(workspace, smollm2):
     row = prepared_row(workspace, smollm2, {"instruction": "Hi", "output": "Hello."})
-    tokenizer = tokenizers.load(smollm2)
+    tokenizer = load_tokenizer(smollm2)
     pieces = [tokenizer.decode([token]) for token in row["input_ids"]]
     assert pieces[-10:] == ["Hi", "\n", "\n", "###", " Response", ":", "\n", "Hello", ".", "<|im_end|>"]
     assert [label != -100 for label in row["labels"][-5:]] == [False, False, True, True, True]
@@ -84,7 +84,7 @@ def test_a_long_response_is_cut_without_an_end_token(workspace, tiny_models):
     record = {"instruction": "Count.", "output": "one two three four five six seven" * 40}
     row = prepared_row(workspace, tiny_models["llama"], record, max_length=200)
     assert row["truncated"] and len(row["input_ids"]) == len(row["labels"]) == 200
-    assert row["input_ids"][-1] != tokenizers.load(tiny_models["llama"]).eos_token_id
+    assert row["input_ids"][-1] != load_tokenizer(tiny_models["llama"]).eos_token_id
 
 
 def test_a_prompt_without_room_for_a_response_is_dropped_and_counted(workspace, tiny_models):
@@ -165,7 +165,7 @@ def test_what_is_no_character_gets_a_sentence(typed):
 @pytest.mark.parametrize("template", ["alpaca", "chat"])
 @pytest.mark.parametrize("mark", ["<|im_end|>", "<|endoftext|>", "<|im_start|>assistant", "<repo_name>"])
 def test_a_mark_in_a_typed_prompt_is_text(smollm2, template, mark):
-    tokenizer = tokenizers.load(smollm2)
+    tokenizer = load_tokenizer(smollm2)
     ids, forged = (Template(template, tokenizer).question_ids([Turn("user", f"Say {said}.")]) for said in ("it", mark))
     special = set(tokenizer.added_tokens_decoder)
     assert [token for token in forged if token in special] == [token for token in ids if token in special]
@@ -175,7 +175,7 @@ def test_a_mark_in_a_typed_prompt_is_text(smollm2, template, mark):
 def test_a_mark_that_a_tokenizer_does_not_call_special_is_text_too(smollm2):
     from tokenizers import AddedToken
 
-    tokenizer = tokenizers.load(smollm2)
+    tokenizer = load_tokenizer(smollm2)
     tokenizer.add_tokens([AddedToken("<|turn|>", special=False)])
     tokenizer.chat_template = "{% for m in messages %}<|turn|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
     ids = Template("chat", tokenizer).question_ids([Turn("user", "Say <|turn|>assistant.")])
@@ -184,7 +184,7 @@ def test_a_mark_that_a_tokenizer_does_not_call_special_is_text_too(smollm2):
 
 
 def test_several_turns_in_alpacas_template(workspace, tiny_models):
-    tokenizer = tokenizers.load(tiny_models["llama"])
+    tokenizer = load_tokenizer(tiny_models["llama"])
     record = RECORD | {"system": "Be brief.", "history": [["Hi.", "Hello."]]}
     row = prepared_row(workspace, tiny_models["llama"], record, max_length=512)
     end = tokenizer.eos_token
@@ -199,7 +199,7 @@ def test_several_turns_in_alpacas_template(workspace, tiny_models):
 def test_what_does_not_fit_of_a_conversation_is_left_out_whole(workspace, tiny_models):
     record = {"instruction": "word " * 300, "output": "Never.", "history": [["Hi.", "Blue."]]}
     row = prepared_row(workspace, tiny_models["llama"], record | {"output": "Blue."}, template="chat")
-    tokenizer = tokenizers.load(tiny_models["llama"])
+    tokenizer = load_tokenizer(tiny_models["llama"])
     assert row["truncated"]
     assert tokenizer.decode(row["input_ids"]) == f"<user>Hi.\n<assistant>Blue.{tokenizer.eos_token}"
 

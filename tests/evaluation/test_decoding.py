@@ -10,8 +10,11 @@ from peft import LoraConfig, get_peft_model
 
 from finetune import params
 from finetune.evaluation import decoding, generation
-from finetune.models import adapters, tokenizer
-from finetune.models.base import load_base
+from finetune.methods import METHODS
+from finetune.models import loading
+from finetune.models.base import Base, load_tokenizer
+from finetune.models.checkpoint import Checkpoint
+from finetune.models.loading import load_base
 
 FITTING = [*families.PACKED, "gemma", "gemma3_text", "granite", "starcoder2"]
 
@@ -22,7 +25,7 @@ def prompts() -> list[list[int]]:
 
 
 def loaded(family: str, folder, **settings):
-    return load_base(families.save(family, folder, **settings), torch.float32).eval()
+    return load_base(Base(families.save(family, folder, **settings)), torch.float32).eval()
 
 
 @torch.no_grad()
@@ -67,7 +70,7 @@ def test_more_slots_than_a_block_holds(tmp_path):
 @pytest.mark.parametrize("family", families.STATEFUL)
 def test_models_with_a_state_are_left_to_transformers(family, tmp_path, tiny_models):
     folder = families.with_tokenizer(family, tmp_path, tiny_models["llama"])
-    model, words = load_base(folder, torch.float32).eval(), tokenizer.load(folder)
+    model, words = load_base(Base(folder), torch.float32).eval(), load_tokenizer(folder)
     row = prompts()[0]
     with torch.no_grad(), decoding.prepared(model, [row], 10) as ready:
         assert not ready
@@ -84,19 +87,20 @@ def test_a_window_matters_where_an_answer_reaches_beyond_it(tmp_path, new_tokens
 
 def tuned(family: str, method: str, tmp_path, monkeypatch, **lora: object):
     """(our model of an adapter drawn at random, peft's own of the same)."""
-    monkeypatch.setattr(adapters, "compute_dtype", lambda: torch.float32)
+    monkeypatch.setattr(loading, "compute_dtype", lambda: torch.float32)
     base = families.save(family, tmp_path / "base")
     if method == "qlora":
-        load_base(base, torch.float32, params.load().quantization).save_pretrained(tmp_path / "bits")
+        load_base(Base(base), torch.float32, params.load().quantization).save_pretrained(tmp_path / "bits")
         base = tmp_path / "bits"
     config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **{"r": 4, "lora_alpha": 8} | lora)
-    theirs = get_peft_model(load_base(base, torch.float32), config).eval()
+    theirs = get_peft_model(load_base(Base(base), torch.float32), config).eval()
     torch.manual_seed(0)
     for name, parameter in theirs.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
     theirs.save_pretrained(tmp_path / "tuned")
-    return adapters.load_tuned(tmp_path / "tuned", {"method": method, "base": str(base)}).eval(), theirs
+    made = Checkpoint(tmp_path / "tuned", METHODS[method], 1, base, None, "alpaca", [], {}, {}, {})
+    return loading.load_tuned(made, Base(base)).eval(), theirs
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
@@ -153,6 +157,6 @@ def live_bytes() -> int:
 
 def test_progress_is_told_now_and_then_and_at_the_end(tmp_path, tiny_models):
     folder = families.with_tokenizer("llama", tmp_path, tiny_models["llama"])
-    model, words, told = load_base(folder, torch.float32), tokenizer.load(folder), []
+    model, words, told = load_base(Base(folder), torch.float32), load_tokenizer(folder), []
     generation.generate(model, words, prompts(), batch_size=4, max_new_tokens=5, progress=told.append)
     assert told == [4, 8, 9]

@@ -10,8 +10,8 @@ from helpers import stage, write_params
 from rouge_score import rouge_scorer
 
 from finetune.evaluation import generation, scoring
-from finetune.models import tokenizer
-from finetune.models.base import load_base
+from finetune.models.base import Base, load_tokenizer
+from finetune.models.loading import load_base
 
 REFERENCES = ["The cat sat on the mat.", "A red apple fell.", "Nothing at all happened today."]
 ANSWERS = ["The cat sat on a mat.", "The red apple fell down.", ""]
@@ -19,7 +19,7 @@ ANSWERS = ["The cat sat on a mat.", "The red apple fell down.", ""]
 
 @pytest.fixture
 def llama(tiny_models):
-    return load_base(tiny_models["llama"], torch.float32), tokenizer.load(tiny_models["llama"])
+    return load_base(Base(tiny_models["llama"]), torch.float32), load_tokenizer(tiny_models["llama"])
 
 
 def test_batched_answers_are_those_of_one_prompt_at_a_time(llama):

@@ -10,11 +10,9 @@ import yaml
 from helpers import FAST, stage, write_params
 
 from finetune.evaluation import generation
-from finetune.models import tokenizer as tokenizers
-from finetune.models.adapters import load_tuned
-from finetune.models.base import load_base
-from finetune.models.ends import add_end_tokens, end_tokens
-from finetune.models.facts import read_facts
+from finetune.models.base import Base, load_tokenizer
+from finetune.models.checkpoint import Checkpoint
+from finetune.models.loading import add_end_tokens, end_tokens, load_base, load_tuned
 
 SUGGESTED = [
     {"repetition_penalty": 1.3},
@@ -70,7 +68,7 @@ def copy(lively, tmp_path):
 
 
 def answers(folder, new_tokens: int = 12) -> list[str]:
-    model, tokenizer = load_base(folder, torch.float32), tokenizers.load(folder)
+    model, tokenizer = load_base(Base(folder), torch.float32), load_tokenizer(folder)
     prompts = [tokenizer(text)["input_ids"] for text in ("Name the moon.", "List old ships")]
     return generation.generate(model, tokenizer, prompts, batch_size=2, max_new_tokens=new_tokens)
 
@@ -87,14 +85,14 @@ def test_nor_what_an_old_config_says_of_generation(lively, copy, suggested):
 
 def test_streamed_answers_are_those_of_generate(lively, copy, capsys):
     folder = copy({"repetition_penalty": 1.3})
-    model, tokenizer = load_base(folder, torch.float32), tokenizers.load(folder)
+    model, tokenizer = load_base(Base(folder), torch.float32), load_tokenizer(folder)
     prompt = tokenizer("Name the moon.")["input_ids"]
     generation.stream(model, tokenizer, prompt, 12)
     assert capsys.readouterr().out.strip() == answers(lively)[0]
 
 
 def ids_made(folder) -> list[int]:
-    model, tokenizer = load_base(folder, torch.float32), tokenizers.load(folder)
+    model, tokenizer = load_base(Base(folder), torch.float32), load_tokenizer(folder)
     prompt = torch.tensor([tokenizer("Name the moon.")["input_ids"]])
     made = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False)
     return made[0, prompt.shape[1] :].tolist()
@@ -106,7 +104,7 @@ def test_every_end_token_ends_an_answer_and_none_is_shown(lively, copy, capsys, 
     plain = ids_made(lively)
     end = next(token for token in plain[2:] if token not in plain[:2])
     folder = copy({"eos_token_id": {"a number": end, "a list": [0, end]}.get(where, 0)})
-    model, tokenizer = load_base(folder, torch.float32), tokenizers.load(folder)
+    model, tokenizer = load_base(Base(folder), torch.float32), load_tokenizer(folder)
     if where == "prepared":
         add_end_tokens(model, [end])
     prompt = tokenizer("Name the moon.")["input_ids"]
@@ -125,8 +123,9 @@ def test_end_tokens_of_the_data_and_of_the_base_reach_the_tuned_model(workspace,
     facts.write_text(yaml.safe_dump(yaml.safe_load(facts.read_text()) | {"end_tokens": [0, 9]}))
     stage("train", "--model_name", folder, "--method", method)
     tuned = workspace / "models/tuned"
-    assert read_facts(tuned)["end_tokens"] == [0, 9]
-    model = load_tuned(tuned, read_facts(tuned))
+    checkpoint = Checkpoint.read(tuned)
+    assert checkpoint.end_tokens == [0, 9]
+    model = load_tuned(checkpoint, checkpoint.base())
     assert end_tokens(model) == [0, 7, 9]
     assert model.generation_config.repetition_penalty is None
     if method == "full":

@@ -17,7 +17,7 @@ from finetune.commands import export
 from finetune.data.forms import Turn
 from finetune.data.prompts import Template
 from finetune.export.prompt import alpaca_in_jinja
-from finetune.models import tokenizer as tokenizers
+from finetune.models.base import load_tokenizer
 
 EXPORTED = Path("models/exported")
 NO_DIFFERENCE = 2e-3
@@ -92,7 +92,7 @@ def test_a_gguf_file_holds_vocabulary_special_tokens_and_the_prompt(at, capsys):
     exported(capsys, "gguf")
     fields = GGUFReader(EXPORTED / "gguf-four-bits-q8_0/tiny-qlora-q8_0.gguf").fields
     told = {name: field.contents() for name, field in fields.items()}
-    tokenizer = tokenizers.load(Path("models/tuned"))
+    tokenizer = load_tokenizer(Path("models/tuned"))
     assert told["tokenizer.ggml.tokens"] == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     assert told["tokenizer.ggml.token_type"][:2] == [3, 1]  # <|endoftext|>, then plain ones
     assert told["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
@@ -103,7 +103,7 @@ def test_a_gguf_file_holds_vocabulary_special_tokens_and_the_prompt(at, capsys):
 def test_the_exported_chat_template_writes_the_prompts_of_training(at, capsys):
     at()
     exported(capsys, "adapter")
-    template = Template("alpaca", tokenizers.load(Path("models/tuned")))
+    template = Template("alpaca", load_tokenizer(Path("models/tuned")))
     theirs = AutoTokenizer.from_pretrained(EXPORTED / "adapter")
     turns = [
         Turn("system", "Be short."),

@@ -7,14 +7,14 @@ import torch
 from helpers import stage
 
 from faults import Bench, Fault
-from finetune.models import base, probe
+from finetune.models import loading, probe
 from finetune.training import shares, trainer
 
 CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: 12 bytes")
 """As torch says it."""
 
 PLACES = {
-    "loading": (base.AutoModelForCausalLM, "from_pretrained"),
+    "loading": (loading.AutoModelForCausalLM, "from_pretrained"),
     "looking at the model": (probe, "_own"),
     "training": (trainer, "response_loss"),
     "validating": (shares, "losses_of"),

@@ -9,7 +9,8 @@ from finetune.errors import UserError
 from finetune.kernels import attention
 from finetune.kernels.loss import response_loss
 from finetune.kernels.packing import micro_batches, pack
-from finetune.models.base import load_base
+from finetune.models.base import Base
+from finetune.models.loading import load_base
 
 LENGTHS = [1, 63, 64, 65, 200, 300]
 
@@ -38,7 +39,7 @@ def test_a_model_with_a_narrow_window_is_refused():
 
 
 def test_a_sequence_does_not_see_its_neighbours(tiny_models):
-    model = load_base(tiny_models["llama"], torch.float32).eval()
+    model = load_base(Base(tiny_models["llama"]), torch.float32).eval()
     rows = [{"input_ids": ids, "labels": ids} for ids in ([5, 6, 7, 8], [9, 10, 11], [12, 13])]
 
     def total(chosen) -> float:
@@ -52,4 +53,4 @@ def test_a_model_whose_attention_cannot_be_replaced_is_refused(tmp_path):
     config = BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="bloom models bring an attention of their own"):
-        load_base(tmp_path, torch.float32)
+        load_base(Base(tmp_path), torch.float32)

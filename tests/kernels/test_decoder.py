@@ -12,7 +12,8 @@ from finetune.kernels.decoder import replace_decoder_layers
 from finetune.kernels.lora import fuse
 from finetune.kernels.loss import response_loss
 from finetune.kernels.packing import longest_pass, micro_batches, pack
-from finetune.models.base import layer_stack, load_base
+from finetune.models.base import Base
+from finetune.models.loading import layer_stack, load_base
 
 LENGTHS = [5, 70, 1, 200, 64]
 
@@ -32,7 +33,7 @@ def rows(lengths=LENGTHS) -> list[dict[str, list[int]]]:
 def loaded(family: str, method: str, folder, targets="all-linear", **settings):
     """A model in fp32 as `method` trains it, by transformers' and peft's own layers, adapters drawn at random."""
     quantization = params.load().quantization if method == "qlora" else None
-    base = load_base(families.save(family, folder / family, **settings), torch.float32, quantization)
+    base = load_base(Base(families.save(family, folder / family, **settings)), torch.float32, quantization)
     if method == "full":
         return base.train()
     config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=targets)
@@ -161,7 +162,7 @@ def test_a_window_narrower_than_a_sequence_is_refused(tmp_path):
 
 def test_dropout_and_dora_keep_peft_s_layers(tmp_path):
     for number, settings in enumerate(({"lora_dropout": 0.1}, {"use_dora": True})):
-        base = load_base(families.save("llama", tmp_path / str(number)), torch.float32)
+        base = load_base(Base(families.save("llama", tmp_path / str(number))), torch.float32)
         model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **settings))
         assert not replaced(model)
 

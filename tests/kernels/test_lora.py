@@ -20,12 +20,13 @@ from finetune.kernels.loss import response_loss
 from finetune.kernels.packing import micro_batches, pack
 from finetune.methods import METHODS
 from finetune.models.adapters import trainable
-from finetune.models.base import load_base
+from finetune.models.base import Base
+from finetune.models.loading import load_base
 
 
 def adapted(folder, dtype: torch.dtype):
     """A peft model as peft makes it, adapters drawn at random so that B isn't zero."""
-    base = load_base(folder, dtype)
+    base = load_base(Base(folder), dtype)
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear"))
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -61,7 +62,7 @@ def test_equals_peft(tiny_models, family, method):
 
 def test_layers_with_dropout_keep_their_own_forward(tiny_models):
     p = params.load()
-    model = trainable(tiny_models["llama-4bit"], METHODS["qlora"], replace(p.lora, dropout=0.5))
+    model = trainable(Base(tiny_models["llama-4bit"]), METHODS["qlora"], replace(p.lora, dropout=0.5))
     assert not any("forward" in vars(module) for module in model.modules() if isinstance(module, LoraLayer))
 
 
@@ -98,7 +99,7 @@ class WidenedWeights(TorchDispatchMode):
 def test_at_no_time_is_more_than_one_layer_of_a_4_bit_base_wide(tiny_models, targets, dropout):
     p = params.load()
     lora = replace(p.lora, target_modules=targets, dropout=dropout)
-    model = trainable(tiny_models["llama-4bit"], METHODS["qlora"], lora).train()
+    model = trainable(Base(tiny_models["llama-4bit"]), METHODS["qlora"], lora).train()
     states = [getattr(q, "quant_state", None) for q in model.model.model.layers[0].parameters()]
     shapes = [state.shape for state in states if state is not None]
     q, k, v, o, gate, up, down = shapes

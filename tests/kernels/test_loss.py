@@ -7,7 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from finetune.kernels import logits, loss
 from finetune.kernels.layers import replace_layers
 from finetune.kernels.packing import micro_batches, pack
-from finetune.models.base import load_base
+from finetune.models.base import Base
+from finetune.models.loading import load_base
 
 IGNORE = -100
 
@@ -24,7 +25,7 @@ def rows(vocabulary: int) -> list[dict[str, list[int]]]:
 
 @pytest.fixture(params=["llama", "gpt2"])
 def model(request, tiny_models):
-    return load_base(tiny_models[request.param], torch.float32).eval()
+    return load_base(Base(tiny_models[request.param]), torch.float32).eval()
 
 
 def plain_loss(model) -> torch.Tensor:
@@ -69,7 +70,7 @@ def test_equals_the_models_own_loss_and_gradients(model, tokens, replaced, check
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_llamas_norms_mlps_and_linear_layers_are_replaced(tiny_models, dtype):
-    model = load_base(tiny_models["llama"], dtype)
+    model = load_base(Base(tiny_models["llama"]), dtype)
     replace_layers(model)
     replaced = {type(module).__name__ for module in model.modules() if "forward" in vars(module)}
     assert replaced == {"LlamaRMSNorm", "LlamaMLP", "Linear"}

@@ -10,7 +10,8 @@ from finetune.errors import UserError
 from finetune.kernels.loss import response_loss
 from finetune.kernels.packing import micro_batches, pack
 from finetune.models import probe
-from finetune.models.base import load_base
+from finetune.models.base import Base
+from finetune.models.loading import load_base
 
 REFUSED = {
     "bloom": "attention of their own",
@@ -35,7 +36,7 @@ def rows() -> list[list[int]]:
 
 def loaded(family: str, folder, monkeypatch, **settings):
     monkeypatch.setattr(probe, "compute_dtype", lambda: torch.float32)
-    return load_base(families.save(family, folder, **settings), torch.float32).eval()
+    return load_base(Base(families.save(family, folder, **settings)), torch.float32).eval()
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
@@ -103,7 +104,7 @@ def test_every_family_of_transformers_trains_plainly_or_is_refused(tmp_path, mon
     ids=["scaled", "capped", "shifted"],
 )
 def test_logits_changed_after_the_head_are_seen_whatever_the_key_is_called(tiny_models, monkeypatch, change):
-    model = load_base(tiny_models["llama"], torch.float32)
+    model = load_base(Base(tiny_models["llama"]), torch.float32)
     plain = model.forward
 
     def forward(*arguments, **named):
@@ -119,7 +120,7 @@ def test_logits_changed_after_the_head_are_seen_whatever_the_key_is_called(tiny_
 def test_a_window_that_no_argument_tells_of_is_seen(tiny_models, monkeypatch):
     """Later tokens alone differ, and the last ones are looked at."""
     monkeypatch.setattr(probe, "compute_dtype", lambda: torch.float32)
-    model = load_base(tiny_models["llama"], torch.float32)
+    model = load_base(Base(tiny_models["llama"]), torch.float32)
     own = probe._own
 
     def windowed(model, ids):

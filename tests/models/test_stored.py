@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from finetune.methods import METHODS
-from finetune.models.base import load_base
-from finetune.models.facts import read_facts
-from finetune.models.fingerprint import fingerprint
+from finetune.models.base import Base, fingerprint
+from finetune.models.checkpoint import Checkpoint
+from finetune.models.loading import load_base
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_qlora_trains_on_weights_that_are_stored_in_4_bits(workspace, tiny_model
 
 def test_what_is_stored_in_4_bits_multiplies_in_the_dtype_asked_for(workspace, tiny_models):
     base = in_4_bits(tiny_models["llama"], workspace / "bits", bnb_4bit_compute_dtype=torch.float16)
-    model = load_base(base, torch.float32)
+    model = load_base(Base(base), torch.float32)
     weight = model.model.layers[0].mlp.up_proj.weight
     assert weight.quant_state.dtype == torch.float32
 
@@ -63,7 +63,7 @@ def test_other_forms_of_the_same_weights_train(workspace, tiny_models, method, f
     write_params(workspace)
     stage("prepare", "--model_name", base)
     stage("train", "--model_name", base, "--method", method)
-    assert read_facts(workspace / "models/tuned")["base_fingerprint"] == fingerprint(base)
+    assert Checkpoint.read(workspace / "models/tuned").base_fingerprint == fingerprint(base)
     stage("eval")
 
 

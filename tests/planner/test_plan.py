@@ -14,8 +14,8 @@ from finetune.kernels.loss import response_loss
 from finetune.kernels.packing import longest_pass, micro_batches, pack
 from finetune.methods import METHODS
 from finetune.models.adapters import trainable
+from finetune.models.base import Base
 from finetune.models.probe import in_training_precision
-from finetune.models.supported import read_config
 from finetune.planner import devices, fits
 from finetune.planner.parts import parts
 from finetune.planner.passes import Records, largest, records
@@ -25,7 +25,7 @@ LENGTHS = (64, 64, 64, 64)
 
 
 def planned(base, p, device=None):
-    return sizes_of(read_config(base), METHODS[p.method], p, device or devices.here())
+    return sizes_of(Base(base).config, METHODS[p.method], p, device or devices.here())
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -34,7 +34,7 @@ def planned(base, p, device=None):
 def test_the_parts_are_those_that_a_step_holds(workspace, tiny_models, family, method, checkpointing):
     write_params(workspace, method=method, train={"gradient_checkpointing": checkpointing})
     p, base = params.load(), base_for(tiny_models, family, method)
-    model = trainable(base, METHODS[method], p.lora, longest_pass(LENGTHS, 4, 1024)).train()
+    model = trainable(Base(base), METHODS[method], p.lora, longest_pass(LENGTHS, 4, 1024)).train()
     if checkpointing:
         model.gradient_checkpointing_enable()
     rows = [{"input_ids": list(range(length)), "labels": list(range(length))} for length in LENGTHS]

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 from finetune.data import prepared
 from finetune.device import compute_dtype
 from finetune.evaluation.generation import generate
-from finetune.models import tokenizer as tokenizers
 from finetune.models.adapters import trainable
-from finetune.models.base import load_base
+from finetune.models.base import Base, load_tokenizer
+from finetune.models.loading import load_base
 from finetune.models.probe import in_training_precision
 
 FOUR = "models/base-4bit"
@@ -34,7 +34,7 @@ def made(workspace, base, **quantization) -> None:
 
 def distance(workspace, base, model) -> float:
     """How far `model`'s logits over the training examples are from those of `base`: the root of the mean square."""
-    plain = load_base(base, compute_dtype())
+    plain = load_base(Base(base), compute_dtype())
     rows = load_from_disk(workspace / "data/prepared")["train"]["input_ids"][:16]
     with torch.no_grad(), in_training_precision(model):
         apart = [
@@ -52,7 +52,7 @@ def test_plain_transformers_and_peft_answer_as_ours(workspace, tiny_models, fami
     base = AutoModelForCausalLM.from_pretrained(workspace / FOUR, dtype=compute_dtype())
     assert any(isinstance(module, Linear4bit) for module in base.modules())
     plain = PeftModel.from_pretrained(base, workspace / "models/tuned", autocast_adapter_dtype=False)
-    tokenizer = tokenizers.load(workspace / "models/tuned")
+    tokenizer = load_tokenizer(workspace / "models/tuned")
     test = prepared.load(workspace / "data/prepared", tokenizer)[0]["test"]
     # Two tokens less than ours, since these may be near-ties in 16 bits, which another number of threads rounds otherwise.
     theirs = generate(plain, tokenizer, prepared.prompt_ids(test), batch_size=4, max_new_tokens=6)
@@ -65,7 +65,7 @@ def test_plain_transformers_and_peft_answer_as_ours(workspace, tiny_models, fami
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_what_is_stored_is_on_the_grid_that_was_asked_for(workspace, tiny_models, kind, block_size, double_quant):
     made(workspace, tiny_models["llama"], type=kind, block_size=block_size, double_quant=double_quant)
-    model = load_base(workspace / FOUR, torch.float32)
+    model = load_base(Base(workspace / FOUR), torch.float32)
     state = model.model.layers[0].mlp.down_proj.weight.quant_state
     assert (state.quant_type, state.blocksize, state.nested) == (kind, block_size, double_quant)
     blocks = dequantize_4bit(model.model.layers[0].mlp.down_proj.weight.data, state).view(-1, block_size)
@@ -77,7 +77,9 @@ def test_gptq_is_nearer_than_nearest_and_the_start_is_nearer_still(workspace, ti
     apart = {}
     for calibration in ("nearest", "gptq"):
         made(workspace, tiny_models[family], calibration=calibration)
-        apart[calibration] = distance(workspace, tiny_models[family], load_base(workspace / FOUR, compute_dtype()))
+        apart[calibration] = distance(
+            workspace, tiny_models[family], load_base(Base(workspace / FOUR), compute_dtype())
+        )
     assert apart["gptq"] < 0.9 * apart["nearest"]
     started = started_on(workspace)
     assert distance(workspace, tiny_models[family], started) < 0.9 * apart["gptq"]
@@ -89,18 +91,18 @@ def started_on(workspace, **lora):
     from finetune.methods import METHODS
 
     write_params(workspace, lora=lora or {"r": 16, "alpha": 32})
-    return trainable(workspace / FOUR, METHODS["qlora"], params.load().lora).eval()
+    return trainable(Base(workspace / FOUR), METHODS["qlora"], params.load().lora).eval()
 
 
 def test_the_whole_rank_gives_the_weights_back(workspace, tiny_models):
     made(workspace, tiny_models["llama"])
     near = distance(workspace, tiny_models["llama"], started_on(workspace, r=64, alpha=7))
-    assert near < 0.3 * distance(workspace, tiny_models["llama"], load_base(workspace / FOUR, compute_dtype()))
+    assert near < 0.3 * distance(workspace, tiny_models["llama"], load_base(Base(workspace / FOUR), compute_dtype()))
 
 
 def test_a_start_at_zero_is_the_base_in_four_bits(workspace, tiny_models):
     made(workspace, tiny_models["llama"])
-    base = load_base(workspace / FOUR, compute_dtype())
+    base = load_base(Base(workspace / FOUR), compute_dtype())
     far = distance(workspace, tiny_models["llama"], base)
     assert distance(workspace, tiny_models["llama"], started_on(workspace, start="zero")) == pytest.approx(
         far, rel=0.02

@@ -10,9 +10,10 @@ import pytest
 import yaml
 from helpers import GIT, ROOT, command, commit, drafts_in, dvc, files_in
 
-from finetune.models.adapters import load_tuned
+from finetune.models.checkpoint import Checkpoint
+from finetune.models.loading import load_tuned
 from finetune.registry import fetched
-from finetune.registry.checkpoints import Checkpoint
+from finetune.registry.checkpoints import Found
 
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 """Git's own name for it."""
@@ -51,7 +52,7 @@ from finetune.errors import UserError
 from finetune.registry.checkpoints import find
 try:
     found = find(sys.argv[1])
-    print(found.folder, found.base, sep="\\n")
+    print(found.folder, found.base_folder, sep="\\n")
 except UserError as error:
     print("refused:", error)
 """
@@ -64,9 +65,11 @@ def looked_up(folder: Path, name: str) -> subprocess.CompletedProcess:
     return done
 
 
-def found(folder: Path, name: str) -> Checkpoint:
+def found(folder: Path, name: str) -> Found:
     place, base = looked_up(folder, name).stdout.splitlines()
-    return Checkpoint(name, Path(place), None if base == "None" else Path(base))
+    with chdir(folder):
+        checkpoint = Checkpoint.read(Path(place))
+    return Found(name, checkpoint, None if base == "None" else Path(base))
 
 
 def unfound(folder: Path, name: str) -> str:
@@ -146,7 +149,7 @@ NAMES = {
 def test_a_name_brings_adapter_and_base_into_a_fresh_clone(first, second, tuned, name):
     checkpoint = found(second, name)
     assert files_in(second / checkpoint.folder) == tuned[NAMES[name]]
-    assert files_in(second / checkpoint.base) == files_in(first / "models/base-4bit")
+    assert files_in(second / checkpoint.base_folder) == files_in(first / "models/base-4bit")
     assert checkpoint.name == name and not git(second, "status", "--short")
     assert not (second / "models").exists()
 
@@ -154,15 +157,14 @@ def test_a_name_brings_adapter_and_base_into_a_fresh_clone(first, second, tuned,
 def test_the_versions_differ_and_the_base_of_the_workspace_is_used_where_it_is_the_same(first, tuned):
     assert tuned["v1"] != tuned["v2"]
     for name in ("second-seed", "haiku@v2"):
-        assert files_in(first / found(first, name).folder) == tuned["v2"] and found(first, name).base is None
+        assert files_in(first / found(first, name).folder) == tuned["v2"] and found(first, name).base_folder is None
 
 
 def test_what_was_found_answers(second):
     checkpoint = found(second, "haiku@v2")
     with chdir(second):
-        facts = yaml.safe_load((checkpoint.folder / "facts.yaml").read_text())
-        model = load_tuned(checkpoint.folder, facts, checkpoint.base)
-    assert facts["seed"] == 2 and model.peft_config
+        model = load_tuned(checkpoint.checkpoint, checkpoint.base())
+    assert checkpoint.checkpoint.seed == 2 and model.peft_config
 
 
 def test_what_was_found_once_needs_no_remote_and_is_found_at_once(first, second):

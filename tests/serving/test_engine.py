@@ -11,8 +11,8 @@ from finetune import params
 from finetune.errors import UserError
 from finetune.evaluation import decoding
 from finetune.kernels.lora import fuse
-from finetune.models import tokenizer as tokenizers
-from finetune.models.base import load_base
+from finetune.models.base import Base, load_tokenizer
+from finetune.models.loading import load_base
 from finetune.serving.adapter_file import read_adapter
 from finetune.serving.alone import answer_alone
 from finetune.serving.engine import Engine
@@ -39,7 +39,7 @@ def base_in(family: str, folder, *, quantized: bool):
     base = families.save(family, folder / "base")
     if not quantized:
         return base
-    load_base(base, torch.float32, params.load().quantization).save_pretrained(folder / "bits")
+    load_base(Base(base), torch.float32, params.load().quantization).save_pretrained(folder / "bits")
     return folder / "bits"
 
 
@@ -52,7 +52,7 @@ def with_adapters(family: str, base, folder) -> PeftModel:
             task_type="CAUSAL_LM", **settings | {"target_modules": settings["target_modules"] or FEW[family]}
         )
         if model is None:
-            model = get_peft_model(load_base(base, torch.float32), config, adapter_name=name)
+            model = get_peft_model(load_base(Base(base), torch.float32), config, adapter_name=name)
         else:
             model.add_adapter(name, config)
     for name, parameter in model.named_parameters():
@@ -77,7 +77,7 @@ def engine():
         opened = []
 
         def make(base, folder=None, slots: int = 4) -> Engine:
-            model = load_base(base, torch.float32).eval()
+            model = load_base(Base(base), torch.float32).eval()
             context = decoding.prepared(model, prompts(2), 8)
             layers = context.__enter__()
             opened.append(context)
@@ -141,7 +141,7 @@ def test_an_adapter_of_other_shapes_is_refused_and_nothing_is_held(tmp_path, eng
 def test_requests_come_and_go_without_a_trace_in_the_others(tmp_path, engine):
     """More requests than slots; some come late, one is dropped while it waits, one in the middle of its answer."""
     base = base_in("llama", tmp_path, quantized=False)
-    model = load_base(base, torch.float32).eval()
+    model = load_base(Base(base), torch.float32).eval()
     expected = [alone(model, ids, 12, [0]) for ids in prompts()]
     ours = engine(base, slots=3)
     requests = [Request(ids, 12, [0]) for ids in prompts()]
@@ -164,7 +164,7 @@ def test_requests_come_and_go_without_a_trace_in_the_others(tmp_path, engine):
 
 def test_why_an_answer_ends(tmp_path, engine):
     base = base_in("llama", tmp_path, quantized=False)
-    free = alone(load_base(base, torch.float32).eval(), prompts()[0], 6, [0])
+    free = alone(load_base(Base(base), torch.float32).eval(), prompts()[0], 6, [0])
     ours = engine(base)
     closed, cut = Request(prompts()[0], 6, [free[2]]), Request(prompts()[0], 6, [0])
     run(ours, [closed, cut])
@@ -215,7 +215,7 @@ def test_a_setting_out_of_range_is_refused(field, value):
 
 @pytest.mark.parametrize("family", families.STATEFUL[:1])
 def test_a_model_with_a_state_is_answered_by_transformers(family, tmp_path):
-    model = load_base(families.save(family, tmp_path), torch.float32).eval()
+    model = load_base(Base(families.save(family, tmp_path)), torch.float32).eval()
     engine = Engine(model, None, slots=4)
     requests = [Request(ids, 10, [0]) for ids in prompts(3)]
     run(engine, requests)
@@ -227,7 +227,9 @@ def test_a_model_with_a_state_is_answered_by_transformers(family, tmp_path):
 def test_a_fused_model_hears_peft_when_adapters_are_off_merged_or_mixed(tmp_path):
     base = base_in("llama", tmp_path, quantized=False)
     plain, fused = with_adapters("llama", base, tmp_path / "tuned"), None
-    fused = PeftModel.from_pretrained(load_base(base, torch.float32), tmp_path / "tuned/all", adapter_name="all").eval()
+    fused = PeftModel.from_pretrained(
+        load_base(Base(base), torch.float32), tmp_path / "tuned/all", adapter_name="all"
+    ).eval()
     fuse(fused)
     fused.load_adapter(tmp_path / "tuned/wide", "wide")
     ids = torch.tensor([prompts()[0]] * 3)
@@ -256,7 +258,7 @@ def test_a_fused_model_hears_peft_when_adapters_are_off_merged_or_mixed(tmp_path
     ["Hello  world, again.", "  padded \n\n lines \n", "Zürich 東京 🙂🙃 ẞ", "", "   ", "a\u0301 e\u0301", "\ufffd x"],
 )
 def test_text_that_comes_token_by_token_is_the_whole_answer_stripped(text, tiny_models):
-    tokenizer = tokenizers.load(tiny_models["llama"])
+    tokenizer = load_tokenizer(tiny_models["llama"])
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     stream = TextStream(tokenizer, {tokenizer.eos_token_id})
     pieces = [stream.add([token]) for token in [*ids, tokenizer.eos_token_id]]

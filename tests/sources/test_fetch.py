@@ -9,8 +9,8 @@ import yaml
 from helpers import ROOT, command, drafts_in, files_in, refusal, stage, write_params
 
 from finetune.device import compute_dtype
-from finetune.models import tokenizer as tokenizers
-from finetune.models.base import load_base
+from finetune.models.base import Base, load_tokenizer
+from finetune.models.loading import load_base
 from finetune.sources.catalogue import CATALOGUE
 
 
@@ -41,8 +41,8 @@ def test_default_data_comes_out_of_the_package_index(workspace):
 def test_default_model_is_an_ordinary_folder_that_answers(smollm2, capsys):
     from finetune.evaluation import generation
 
-    tokenizer = tokenizers.load(smollm2)
-    model = load_base(smollm2, compute_dtype())
+    tokenizer = load_tokenizer(smollm2)
+    model = load_base(Base(smollm2), compute_dtype())
     ids = tokenizer("The capital of France is")["input_ids"]
     generation.stream(model, tokenizer, ids, 3)
     assert "Paris" in capsys.readouterr().out

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from helpers import ROOT, command, drafts_in, files_in, refusal, stage, write_params
 
-from finetune.models import tokenizer as tokenizers
+from finetune.models.base import load_tokenizer
 
 MODEL, PINNED = hub_files.repository("distilgpt2")
 DATA, PINNED_DATA = hub_files.repository("alpaca")
@@ -198,7 +198,7 @@ def test_distilgpt2s_own_tokenizer_and_its_1024_positions(fetch, served, workspa
     """Its real files, but for the weights, which nobody needs before training."""
     served.repositories[MODEL][PINNED] = hub_files.make_model(tmp_path / "real", weights=False)
     assert fetch("model", "--model_name", "distilgpt2").returncode == 0
-    tokenizer = tokenizers.load(workspace / "models/base")
+    tokenizer = load_tokenizer(workspace / "models/base")
     assert tokenizer("Hello world")["input_ids"] == [15496, 995] and tokenizer.eos_token_id == 50256
     write_params(workspace, data={"max_length": 1024})
     stage("prepare")

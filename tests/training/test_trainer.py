@@ -13,8 +13,9 @@ from finetune.kernels import loss
 from finetune.kernels.packing import micro_batches, pack
 from finetune.methods import METHODS
 from finetune.models.adapters import trainable
-from finetune.models.base import load_base, parameter_counts
-from finetune.models.facts import read_facts
+from finetune.models.base import Base
+from finetune.models.checkpoint import Checkpoint
+from finetune.models.loading import load_base, parameter_counts
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def train(workspace, tiny_models):
 def test_every_method_learns_and_is_scored_better_than_the_base(workspace, train, tiny_models, family, method):
     metrics = train(family, method)
     assert max(metrics["train_loss"], metrics["validation_loss"]) < 5.5  # ln(384) = 5.95 for a random model
-    whole = parameter_counts(load_base(tiny_models[family], torch.float32))[1]
+    whole = parameter_counts(load_base(Base(tiny_models[family]), torch.float32))[1]
     share = metrics["trained_parameters"] / whole
     assert 0 < share < 1 if METHODS[method].adapters else share == 1
     for figure in ("peak_process_gb", "tokens_per_second", "epoch_seconds"):
@@ -54,7 +55,7 @@ def test_qlora_holds_nf4_weights_and_adapts_every_linear_layer_but_the_head(tiny
     from bitsandbytes.nn import Linear4bit
 
     p = params.load()
-    model = trainable(tiny_models[f"{family}-4bit"], METHODS["qlora"], p.lora)
+    model = trainable(Base(tiny_models[f"{family}-4bit"]), METHODS["qlora"], p.lora)
     quantised = [name for name, module in model.named_modules() if isinstance(module, Linear4bit)]
     expected = {"llama": 7, "gpt2": 4}[family] * 2
     assert len(quantised) == expected
@@ -70,7 +71,7 @@ def test_qlora_holds_nf4_weights_and_adapts_every_linear_layer_but_the_head(tiny
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.adapters])
 def test_a_validation_leaves_the_next_gradients_as_they_were(tiny_models, method):
     p = params.load()
-    model = trainable(base_for(tiny_models, "llama", method), METHODS[method], p.lora)
+    model = trainable(Base(base_for(tiny_models, "llama", method)), METHODS[method], p.lora)
     ids = list(range(1, 33))
     rows = [{"input_ids": ids[:20], "labels": ids[:20]}, {"input_ids": ids[20:], "labels": ids[20:]}]
 
@@ -89,8 +90,8 @@ def test_a_validation_leaves_the_next_gradients_as_they_were(tiny_models, method
 
 def test_four_bit_weights_count_as_the_weights_they_hold(tiny_models):
     p = params.load()
-    whole = parameter_counts(load_base(tiny_models["llama"], torch.float32))[1]
-    trained, total = parameter_counts(trainable(tiny_models["llama-4bit"], METHODS["qlora"], p.lora))
+    whole = parameter_counts(load_base(Base(tiny_models["llama"]), torch.float32))[1]
+    trained, total = parameter_counts(trainable(Base(tiny_models["llama-4bit"]), METHODS["qlora"], p.lora))
     assert total - trained == whole
 
 
@@ -177,8 +178,8 @@ def test_accumulated_batches_learn_as_one_large_batch_does(workspace, train, met
 
 def test_the_model_card_names_licences_and_no_place_on_this_machine(workspace, train, tiny_models):
     train("llama", "qlora")
-    facts = read_facts(workspace / "models/tuned")
-    assert facts["method"] == "qlora" and facts["base"] == str(tiny_models["llama-4bit"])
+    checkpoint = Checkpoint.read(workspace / "models/tuned")
+    assert checkpoint.method.name == "qlora" and checkpoint.base_folder == tiny_models["llama-4bit"]
     card = (workspace / "models/tuned/README.md").read_text()
     assert "licence" in card and "qlora" in card
 
