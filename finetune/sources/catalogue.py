@@ -1,4 +1,4 @@
-"""What a source's name stands for: a file in a pinned Python package, the Hugging Face Hub, or a path."""
+"""Names of sources: a file in a pinned Python package, a repository on the Hugging Face Hub, or a path."""
 
 import re
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from finetune.errors import UserError
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".json.gz", ".jsonl.gz", ".csv.gz", ".tsv.gz")
 """Kinds of data files that are read."""
 
-_BESIDE_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "package.json"}
-"""What stands beside data in people's folders, and holds none."""
+_NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "package.json"}
+"""Files next to data in people's folders that hold none."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PackageFile:
     language: str | None = None
     """As in ISO 639-1; None if it isn't known, or says nothing."""
     original: str | None = None
-    """The repository on the Hub of which the file holds a copy in another form."""
+    """The repository on the Hub of which the file is a converted copy."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class LocalPath:
 Source = PackageFile | HubRepo | LocalPath
 
 Sources = str | list[str] | dict[str, float]
-"""What params.yaml may name: one source, several, or several with weights."""
+"""One source, several, or several with weights, as in params.yaml."""
 
 
 def names(sources: Sources) -> list[str]:
-    """The name of each."""
+    """The names of the sources."""
     return [sources] if isinstance(sources, str) else list(sources)
 
 
@@ -99,13 +99,13 @@ def data_suffix(path: Path) -> str:
 
 
 def data_files(folder: Path) -> list[Path]:
-    """Every file of records under `folder`, by name; no hidden file, nor what only describes data."""
+    """Every file of records under `folder`, by name, without hidden files and files that only describe data."""
     return [
         path
         for path in sorted(folder.rglob("*"))
         if path.is_file()
         and data_suffix(path)
-        and path.name not in _BESIDE_DATA
+        and path.name not in _NOT_DATA
         and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
     ]
 

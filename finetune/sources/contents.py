@@ -1,5 +1,5 @@
-"""Which files of a folder are taken: of a model its config, weights and tokenizer, never code or a pickle; and nothing
-that a symbolic link brings in from elsewhere."""
+"""Which files of a folder are taken: a model's config, weights and tokenizer, never code or a pickle; and nothing that a
+symbolic link brings in from elsewhere."""
 
 import json
 import re
@@ -10,26 +10,26 @@ from finetune.errors import UserError, quoted
 from finetune.sources.catalogue import DATA_SUFFIXES
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-"""Of a model: its weights, or the list of the files that hold them."""
+"""A model's weights, or the list of the files that hold them."""
 ADAPTER = "adapter_model.safetensors"
 
 TAKEN = (".safetensors", ".json", ".txt", ".jinja", ".model", ".tiktoken")
-"""Ends of names: weights, config, tokenizer and chat template. Pickles (.bin, .pt), code (.py) and what else people keep
-there stay behind."""
+"""Endings of names: weights, config, tokenizer and chat template. Pickles (.bin, .pt), code (.py) and all else in the
+folder are left out."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 _BY_CONTENT = re.compile(r"/(models|datasets)--[^/]+/blobs/[0-9a-f]{40,64}|/files/md5/[0-9a-f]{2}/[0-9a-f]{30}")
-"""Where the Hub's cache and DVC's keep a file under the hash of what it holds: who makes a link there knows what it is."""
+"""Where the Hub's cache and DVC's keep a file under the hash of its content, so that a link there names its content."""
 
 
 def is_taken(name: str) -> bool:
-    """Whether the file called `name`, at the top of a model's folder, is one that a model needs."""
+    """Whether `name` is a file at the top of a model's folder that the model needs."""
     at_the_top = "/" not in name and not name.startswith(".")
     return at_the_top and name.endswith(TAKEN) and not name.endswith(".bin.index.json")
 
 
 def useful_files(kind: str, names: list[str]) -> list[str]:
-    """Of a repository's files `names` what a model needs (`is_taken`); or the training data."""
+    """Those of a repository's files `names` that a model needs (`is_taken`), or that hold training data."""
     if kind == "model":
         return [name for name in names if is_taken(name)]
     data = [name for name in names if name.endswith(DATA_SUFFIXES) and not Path(name).name.startswith("dataset_info")]
@@ -37,15 +37,16 @@ def useful_files(kind: str, names: list[str]) -> list[str]:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files of the model in `folder` that are taken, by name. Raises UserError as `check_links` does."""
+    """The files of the model in `folder` that are taken, sorted by name. Raises UserError as `check_links` does."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and is_taken(path.name))
     check_links(files, folder)
     return files
 
 
 def check_links(files: Iterable[Path], folder: Path) -> None:
-    """Raise UserError if one of `files` is, or lies behind, a link that leads out of `folder`, where a copy would
-    publish it. Links into the Hub's cache or DVC's are let pass: there files are known by their hash."""
+    """Raise UserError if one of `files` is, or lies behind, a link that leads out of `folder`: a copy would publish it.
+
+    Links into the Hub's cache or DVC's are allowed: there, files are known by their hash."""
     root = folder.resolve()
     for path in files:
         real = path.resolve()

@@ -1,4 +1,4 @@
-"""Bring a base model or instructions into the pipeline, whole or not at all."""
+"""Fetch a base model or data into the pipeline, whole or not at all."""
 
 import re
 import shutil
@@ -15,12 +15,11 @@ from finetune.sources.provenance import provenance, write_provenance
 
 
 def fetch(kind: str, name: Sources, target: Path) -> None:
-    """Bring the source called `name` to the folder `target`, whole or not at all.
+    """Fetch the source called `name` into the folder `target`, whole or not at all.
 
-    A model becomes a Hugging Face folder (config, safetensors, tokenizer); data keeps its files.
-    facts.yaml beside them says what was fetched. Several sources of data, with weights or without,
-    come each into a folder of its own, `<n>-<name>`. Raises UserError if one can't be reached, fails
-    its checksum, or isn't what `kind` needs.
+    A model becomes a Hugging Face folder (config, safetensors, tokenizer); data keep their files. facts.yaml next to
+    them says what was fetched. Each of several sources of data goes into a subfolder `<n>-<name>`. Raises UserError if
+    one can't be reached, fails its checksum, or isn't what `kind` needs.
     """
     with whole_folder(target) as folder:
         if isinstance(name, str):
@@ -79,13 +78,13 @@ _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst
 
 
 def _check_local(kind: str, path: Path) -> None:
-    """Raise UserError for what would be copied without its content: an archive, a link whose file is gone."""
+    """Raise UserError for an archive, and for a link whose file is gone: neither would bring its content along."""
     if path.is_file() and path.name.lower().endswith(_ARCHIVES):
         raise UserError(f"{kind}.source: {path} is an archive; unpack it, and give the folder")
     for entry in path.rglob("*") if path.is_dir() else ():
         if entry.is_symlink() and not entry.exists():
             raise UserError(
-                f"{kind}.source: {entry} is a link to a file that is gone; fetch it anew, or remove the link"
+                f"{kind}.source: {entry} is a link to a file that is gone; fetch it again, or remove the link"
             )
 
 

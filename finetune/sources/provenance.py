@@ -1,4 +1,4 @@
-"""What was fetched, noted beside it in facts.yaml."""
+"""What was fetched, noted in facts.yaml next to it."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from finetune.sources.catalogue import HubRepo, LocalPath, PackageFile, Source
 
 
 def write_provenance(name: str, source: Source, folder: Path) -> None:
-    """Say what was fetched. A local path is left out: the bytes are what counts, not where they lay."""
+    """Note what was fetched. A local path is left out: the bytes count, not where they were."""
     facts = {"source": name, "licence": source.licence}
     if isinstance(source, PackageFile):
         facts |= {
@@ -25,9 +25,9 @@ def write_provenance(name: str, source: Source, folder: Path) -> None:
 
 
 def provenance(folder: Path) -> dict:
-    """What `fetch` noted about the contents of `folder`, or what little is known of a folder or file of the user's."""
+    """What `fetch` noted about the contents of `folder`, or the little that is known of a user's folder or file."""
     facts = yaml_file.read(folder / FACTS) if (folder / FACTS).is_file() else {}
-    # Those of a fine-tuned model say other things, and a file of that name among the user's may say anything.
+    # The facts of a fine-tuned model are others, and a user's file of that name may hold anything.
     if isinstance(facts, dict) and {"source", "licence"} <= facts.keys():
         return facts
     return {"source": folder.name, "licence": LocalPath.licence}

@@ -128,7 +128,7 @@ def test_a_download_that_was_cut_goes_on_in_the_next_run(fetch, refused, served,
     done = fetch("model", "--model_name", "me/big")
     assert fetched(done, workspace) and same_files(workspace, big)
     assert [each.rpartition(" ")[2] for each in asked_for(served, WEIGHTS)] == [f"bytes={10 * 2**20}-"]
-    assert f"{WEIGHTS}: goes on after 10.5 of 26.2 MB" in done.stdout
+    assert f"{WEIGHTS}: resumes after 10.5 of 26.2 MB" in done.stdout
 
 
 def test_a_line_that_fails_for_a_moment_is_no_matter(fetch, served, workspace, big):

@@ -226,7 +226,7 @@ def test_an_index_with_a_password_stays_unsaid(workspace):
     message = fetch(
         workspace, FETCH, "data", PIP_INDEX_URL=index, PIP_RETRIES="0", PIP_NO_CACHE_DIR="1", PIP_CONFIG_FILE=os.devnull
     )
-    assert "could not be had" in message and "pa55w0rd" not in message
+    assert "could not be fetched from" in message and "pa55w0rd" not in message
 
 
 def test_a_repository_with_shards_comes_whole(workspace, tmp_path):
