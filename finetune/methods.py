@@ -4,10 +4,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+# Okabe and Ito's palette, safe for colour-blind readers, and two greys.
+BLUE, SKY_BLUE, GREEN, PURPLE = "#0072B2", "#56B4E9", "#009E73", "#CC79A7"
+VERMILLION, ORANGE, YELLOW, GREY, LIGHT_GREY = "#D55E00", "#E69F00", "#F0E442", "#7f7f7f", "#BBBBBB"
+
+PART_COLORS = {
+    "weights": BLUE,
+    "adapters": SKY_BLUE,
+    "gradients": GREEN,
+    "optimizer": ORANGE,
+    "activations": VERMILLION,
+    "logits": PURPLE,
+    "workspace": YELLOW,
+    "rest": LIGHT_GREY,
+}
+"""The parts of a run's memory."""
+
 
 @dataclass(frozen=True)
 class Look:
-    """How plots and sentences show a contender. Colours are Okabe and Ito's, safe for colour-blind readers."""
+    """How plots and sentences show a contender."""
 
     label: str
     color: str
@@ -29,17 +45,17 @@ class Method(Look):
     """Arguments of peft's `LoraConfig` that make the variant."""
 
 
-BASE = Look(label="base model", color="#7f7f7f")
-"""The untouched model, beside which every method is shown."""
+BASE = Look(label="base model", color=GREY)
+"""The untouched model, which every method is compared with."""
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         # QLoRA: Dettmers et al. 2023. LoRA: Hu et al. 2021. DoRA: Liu et al. 2024.
-        Method("QLoRA", "#0072B2", "qlora", first_learning_rate=1e-3, adapters=True, quantized=True),
-        Method("LoRA", "#009E73", "lora", first_learning_rate=1e-3, adapters=True),
-        Method("DoRA", "#CC79A7", "dora", 1e-3, adapters=True, lora_options={"use_dora": True}),
-        Method("full fine-tuning", "#D55E00", "full", first_learning_rate=1e-4),
+        Method("QLoRA", BLUE, "qlora", first_learning_rate=1e-3, adapters=True, quantized=True),
+        Method("LoRA", GREEN, "lora", first_learning_rate=1e-3, adapters=True),
+        Method("DoRA", PURPLE, "dora", 1e-3, adapters=True, lora_options={"use_dora": True}),
+        Method("full fine-tuning", VERMILLION, "full", first_learning_rate=1e-4),
     )
 }
 """By name, in the order in which tables show them."""

@@ -14,10 +14,10 @@ def main() -> None:
     cli.check_replaceable(out.folder)
     files.check_writable(out.folder, out.metrics, out.plots)
 
+    from finetune import plots
     from finetune.data import dataset, prepared, records
     from finetune.data.prompts import Template
     from finetune.data.rows import Rows, TextLosses, check_lengths, statistics
-    from finetune.figures import run as figures
     from finetune.models.base import Base
     from finetune.sources.provenance import provenance
 
@@ -53,7 +53,7 @@ def main() -> None:
     }
     rows.save(splits, facts, out.folder)
     files.write_json(out.metrics / "data.json", figures_of_data)
-    figures.lengths(rows.lengths, p.data.max_length, out.plots / "lengths.png")
+    plots.lengths(rows.lengths, p.data.max_length, out.plots / "lengths.png")
     for name, value in figures_of_data.items():
         print(f"{name:>24}  {value}")
 

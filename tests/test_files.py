@@ -35,10 +35,7 @@ WRITERS = {
         "import torch\nfrom safetensors.torch import save_file\n"
         "with files.whole_folder(Path('out')) as draft: save_file({'a': torch.ones(10**5)}, draft / 'a.safetensors')"
     ),
-    "a figure": (
-        "from finetune.figures import run\n"
-        "run.lengths({'train': [{'input_ids': [1] * n} for n in range(99)]}, 99, Path('out'))"
-    ),
+    "a figure": ("from finetune import plots\nplots.lengths(range(99), 99, Path('out'))"),
 }
 
 
@@ -98,8 +95,8 @@ def linked(target: Path, at: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["symlink", "hardlink"])
 def test_a_linked_output_is_replaced_and_the_cache_stays(tmp_path, kind):
+    from finetune import plots
     from finetune.costs.meter import Meter
-    from finetune.figures import run
 
     cached = tmp_path / "cache"
     cached.write_text("in the cache")
@@ -111,7 +108,7 @@ def test_a_linked_output_is_replaced_and_the_cache_stays(tmp_path, kind):
     files.write_json(outputs[1], {})
     files.write_jsonl(outputs[2], [])
     Meter().save(outputs[3])
-    run.lengths({"train": [{"input_ids": [1]}]}, 9, outputs[4])
+    plots.lengths([1], 9, outputs[4])
     with files.whole_folder(tmp_path / "folder") as draft:
         (draft / "d.txt").write_text("new")
     assert cached.read_text() == "in the cache" and cached.stat().st_mode & 0o777 == 0o444

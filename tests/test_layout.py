@@ -16,7 +16,6 @@ ORDER = [
     "costs",
     "snapshots",
     "experiments",
-    "figures",
     "data",
     "kernels",
     "models",

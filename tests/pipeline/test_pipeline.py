@@ -85,7 +85,7 @@ def test_a_changed_param_touches_only_the_stages_that_read_it(editable, group, k
         ("finetune/evaluation/scoring.py", {*BASELINES, "eval"}),
         ("finetune/quantization/gptq.py", {"quantize"}),
         ("finetune/training/trainer.py", {"train"}),
-        ("finetune/figures/run.py", {"prepare", "plot"}),
+        ("finetune/plots.py", {"prepare", "plot"}),
     ],
 )
 def test_a_changed_comment_touches_only_stages_that_use_the_module(editable, module, stages):
