@@ -111,11 +111,11 @@ def ours(work: Work, method: str, meter: "Meter") -> Result:
     """This repository's trainer."""
     from datasets import DatasetDict
 
-    from finetune.kernels.packing import longest_pass
+    from finetune.kernels.packing import longest_micro_batch
     from finetune.training.run import train
 
     p = work.settings.train
-    tokens = longest_pass(map(len, work.train["input_ids"]), p.batch_size, p.tokens_per_micro_batch)
+    tokens = longest_micro_batch(map(len, work.train["input_ids"]), p.batch_size, p.tokens_per_micro_batch)
     steps = []
     result = train(
         work.trainable(method, tokens),

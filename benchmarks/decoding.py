@@ -47,7 +47,7 @@ def untuned(prompts: list[list[int]], tokenizer, base: Base, max_new_tokens: int
 
 def evaluated(model, prompts: list[list[int]], tokenizer, max_new_tokens: int) -> tuple[list[str], float]:
     from finetune import params
-    from finetune.evaluation.generation import generate
+    from finetune.generation.greedy import generate
 
     size = params.load().eval.decode_batch_size
     return timed(lambda: generate(model, tokenizer, prompts, batch_size=size, max_new_tokens=max_new_tokens))

@@ -35,10 +35,10 @@ QUESTION = "Name three primary colours."
 
 def ours(prompts: list[list[int]]) -> dict[str, float]:
     """The engine of `finetune chat` and `finetune serve`."""
+    from finetune.generation.request import Request
     from finetune.registry.checkpoints import WORKSPACE
     from finetune.serving.adapter_file import read_adapter
     from finetune.serving.models import Models
-    from finetune.serving.request import Request
 
     started = time.perf_counter()
     one, many = Models(slots=1), Models(slots=BATCH)
@@ -50,7 +50,7 @@ def ours(prompts: list[list[int]]) -> dict[str, float]:
     names = [f"copy {number}" for number in range(ADAPTERS)]
     before = held()
     for name in names:
-        layers.hold(name, read_adapter(places.TUNED))
+        layers.load(name, read_adapter(places.TUNED))
     each = (held() - before) / ADAPTERS
 
     def made(engine: Any, adapters: list[str | None]) -> float:
@@ -66,9 +66,9 @@ def ours(prompts: list[list[int]]) -> dict[str, float]:
     switches = []
     for number in range(20):
         began = time.perf_counter()
-        layers.send([names[number % 2]])
+        layers.assign([names[number % 2]])
         for group in layers._groups:
-            group.held.taken(group.route)
+            group.adapters.select(group.rows)
         switches.append(time.perf_counter() - began)
 
     made(single.engine, [single.adapter])

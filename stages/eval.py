@@ -46,8 +46,9 @@ def _score(args: Namespace, p: params.Params, out: places.Places, group: Group) 
     from finetune import device
     from finetune.data import prepared
     from finetune.distributed.folders import for_all
-    from finetune.evaluation import generation, portions, scoring
-    from finetune.kernels.packing import TOKENS_PER_PASS
+    from finetune.evaluation import portions, scoring
+    from finetune.generation import greedy
+    from finetune.kernels.packing import TOKENS_PER_FORWARD
     from finetune.models import probe
     from finetune.models.base import Base, files_without_weights
     from finetune.models.checkpoint import Checkpoint
@@ -74,7 +75,7 @@ def _score(args: Namespace, p: params.Params, out: places.Places, group: Group) 
     test = splits["test"]
     add_end_tokens(model, prepared_facts.get("end_tokens") or [])
     prompts = prepared.prompt_ids(test)
-    generation.check_fits(model, prompts, p.eval.max_new_tokens)
+    greedy.check_fits(model, prompts, p.eval.max_new_tokens)
     references = list(test["reference"])
     at_best = scoring.score(references, references, p.eval.tokenize)
 
@@ -92,7 +93,7 @@ def _score(args: Namespace, p: params.Params, out: places.Places, group: Group) 
         with device.enough_memory(_ADVICE):
             probe.check_vocabulary(model, max(prepared.highest_token(test), tokenizer.pad_token_id))
             packed = probe.can_be_packed(model, prepared.extremes(test))
-            losses = portions.losses(model, test, TOKENS_PER_PASS if packed else 1, kept, group)
+            losses = portions.losses(model, test, TOKENS_PER_FORWARD if packed else 1, kept, group)
             scoring.check_losses(test, losses)
             answers = portions.answers(
                 model,

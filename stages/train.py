@@ -37,7 +37,7 @@ def _train(args: Namespace, p: params.Params, out: places.Places, group: Group) 
     from finetune.costs.memory_parts import split_peak
     from finetune.costs.meter import Meter
     from finetune.data import prepared
-    from finetune.kernels.packing import longest_pass
+    from finetune.kernels.packing import longest_micro_batch
     from finetune.methods import METHODS
     from finetune.models import probe, saved
     from finetune.models.adapters import trainable
@@ -83,7 +83,9 @@ def _train(args: Namespace, p: params.Params, out: places.Places, group: Group) 
         extremes = prepared.extremes(splits["train"])
         shard = p.launch.shard and group.size > 1
         with device.enough_memory("choose a smaller model.source, or method qlora"):
-            tokens = longest_pass(prepared.lengths(splits["train"]), p.train.batch_size, p.train.tokens_per_micro_batch)
+            tokens = longest_micro_batch(
+                prepared.lengths(splits["train"]), p.train.batch_size, p.train.tokens_per_micro_batch
+            )
             model = trainable(base, method, p.lora, tokens, shard=shard)
         add_end_tokens(model, checkpoint.end_tokens)
         if group.is_first:

@@ -23,6 +23,7 @@ ORDER = [
     "quantization",
     "training",
     "tracking",
+    "generation",
     "evaluation",
     "comparison",
     "serving",

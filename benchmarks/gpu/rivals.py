@@ -171,9 +171,9 @@ def _plain_norm(sizes: Sizes, like: Like) -> Step:
 
 
 def _our_norm(sizes: Sizes, like: Like) -> Step:
-    from finetune.kernels.layers import _RMSNorm
+    from finetune.kernels.rms_norm import RMSNorm
 
-    return lambda x, weight: _RMSNorm.apply(x, weight, 1e-5)
+    return lambda x, weight: RMSNorm.apply(x, weight, 1e-5)
 
 
 def _liger_norm(sizes: Sizes, like: Like) -> Step:

@@ -101,9 +101,9 @@ def _forget() -> None:
     """Let the next measurement's peaks be its own."""
     import torch
 
-    from finetune.kernels import logits
+    from finetune.kernels import loss
 
-    logits._memory.cache_clear()
+    loss._memory.cache_clear()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

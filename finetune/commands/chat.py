@@ -14,8 +14,8 @@ from finetune.errors import UserError
 
 if TYPE_CHECKING:
     from finetune.data.forms import Turn
+    from finetune.generation.request import Sampling
     from finetune.serving.models import Served
-    from finetune.serving.sampling import Sampling
 
 _AT_A_TIME = 16
 
@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
     from finetune import device
+    from finetune.generation.request import Sampling
     from finetune.serving.models import Models
-    from finetune.serving.sampling import Sampling
 
     sampling = Sampling(args.temperature, args.top_p, args.top_k, args.seed)
     with device.enough_memory("lower --max_new_tokens, or choose a smaller model"):
@@ -101,7 +101,7 @@ def _read(path: Path) -> list[str]:
 
 
 def _stream(served: Served, turns: list[Turn], sampling: Sampling, max_new_tokens: int) -> None:
-    from finetune.serving.batch import answers
+    from finetune.serving.answer_stream import answers
 
     for piece in answers([(served, turns)], sampling, max_new_tokens):
         print(piece.text, end="", flush=True)
@@ -112,7 +112,7 @@ def _batch(served: Served, asked: list[list[Turn]], sampling: Sampling, max_new_
     """Print the answers in the order of their prompts, each as soon as those before it are there."""
     import json
 
-    from finetune.serving.batch import Piece, answers, whole
+    from finetune.serving.answer_stream import Piece, answers, whole
 
     done: dict[int, tuple[Piece, str]] = {}
     printed = 0

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from finetune import ending, files
 from finetune.distributed.group import Group, dealt
-from finetune.evaluation import generation
+from finetune.generation import greedy
 from finetune.kernels.loss import SequenceLoss, sequence_losses
 
 if TYPE_CHECKING:
@@ -52,27 +52,25 @@ def answers(
     batch_size: int,
     max_new_tokens: int,
 ) -> list[str]:
-    """`generation.generate` of each portion of `prompts`; those that the folder `kept` holds are read instead.
+    """The greedy answers to each portion of `prompts`; those that the folder `kept` holds are read instead.
 
-    Prints how many are done.
+    Prints how many are done. Raises UserError if a prompt and its answer don't fit the model's positions.
     """
     count = len(prompts)
-
-    def make(part: slice) -> list[dict]:
-        made = generation.generate(
-            model,
-            tokenizer,
-            prompts[part],
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            progress=lambda done: print(f"answered {part.start + done} of {count} test prompts", flush=True),
-        )
-        return [{"answer": text} for text in made]
-
     # As many portions as each has batches, in a large test set: both what an end costs and what a kill does become less.
     batches = max(BATCHES, isqrt(count // batch_size))
     portions = _portions(count, batches * batch_size, at_least=min(group.size, count))
-    return [row["answer"] for row in _each_kept("answers", portions, make, kept, group)]
+    with greedy.greedy_answers(
+        model, tokenizer, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens
+    ) as answering:
+
+        def make(part: slice) -> list[dict]:
+            def told(done: int) -> None:
+                print(f"answered {part.start + done} of {count} test prompts", flush=True)
+
+            return [{"answer": text} for text in answering.to(prompts[part], told)]
+
+        return [row["answer"] for row in _each_kept("answers", portions, make, kept, group)]
 
 
 def _portions(count: int, size: int, at_least: int = 1) -> list[slice]:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune import params
-from finetune.evaluation import generation
 from finetune.export import gguf_file, merge, reload
 from finetune.export.prompt import tokenizer_for_others
 from finetune.export.scores import Measured, TestSet
+from finetune.generation import greedy
 from finetune.models import card, saved
 from finetune.models.base import Base
 from finetune.models.checkpoint import Checkpoint
@@ -122,7 +122,7 @@ def measure(export: Export, folder: Path, test: TestSet, settings: params.Eval) 
         return Measured(model.name, test.nats(loaded), answers, model.base)
 
     checkpoint = partial(load_tuned, export.checkpoint, export.own_base)
-    yield measured(_Model("the checkpoint", checkpoint), generation.generate)
+    yield measured(_Model("the checkpoint", checkpoint), greedy.generate)
     for model in _models(export, folder):
         yield measured(model, reload.answers)
     if export.format == "gguf" and reload.llama_cpp_is_here():

@@ -12,7 +12,7 @@ from finetune.data import prepared
 from finetune.evaluation import scoring
 from finetune.kernels.attention import ATTENTION_NAME
 from finetune.kernels.loss import sequence_losses
-from finetune.kernels.packing import TOKENS_PER_PASS
+from finetune.kernels.packing import TOKENS_PER_FORWARD
 from finetune.models import probe
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class TestSet:
         if model.config._attn_implementation != ATTENTION_NAME:
             model.set_attn_implementation(ATTENTION_NAME)
         packed = probe.can_be_packed(model, prepared.extremes(self._test))
-        losses = sequence_losses(model, self._test, TOKENS_PER_PASS if packed else 1)
+        losses = sequence_losses(model, self._test, TOKENS_PER_FORWARD if packed else 1)
         scoring.check_losses(self._test, losses)
         return numpy.array([loss.nats for loss in losses])
 

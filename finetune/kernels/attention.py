@@ -62,7 +62,7 @@ def attend(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     lengths = cast(torch.Tensor, attention_mask).flatten().tolist()
-    _check_is_plain(kwargs, max(lengths))
+    check_is_plain(kwargs, max(lengths))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.device.type == "cpu" and not dropout:
         return _PackedAttention.apply(query, key, value, lengths, scaling), None
@@ -78,7 +78,7 @@ AttentionInterface.register(ATTENTION_NAME, attend)
 AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
 
-def _check_is_plain(kwargs: dict, longest: int) -> None:
+def check_is_plain(kwargs: dict, longest: int) -> None:
     check_window(kwargs.get("sliding_window"), longest)
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from finetune.kernels.attention import check_window, is_packed
-from finetune.kernels.decoder_layer import DecoderLayer, Kept, Pass
+from finetune.kernels.calls import Call, recorded_calls
+from finetune.kernels.decoder_layer import DecoderLayer, Kept, PackedInput
 from finetune.kernels.joint_linear import lay_out
 from finetune.kernels.linear_parts import linear_parts
 from finetune.kernels.loss import packed_head_inputs
@@ -28,17 +29,20 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.003}
 def replace_decoder_layers(model: PreTrainedModel | PeftModel, layers: list[nn.Module], tokens: int) -> bool:
     """Give all `layers` of `model` their step, if each has a Llama's form and computes the same.
 
-    The memory is laid out for passes of `tokens` tokens. On CUDA the layers stay as they are.
+    The memory is laid out for micro-batches of `tokens` tokens. On CUDA the layers stay as they are.
     """
     if model.device.type != "cpu" or not layers or not all(has_form(layer) for layer in layers):
         return False
     shared = _Shared(model.device)
     steps = [DecoderLayer(layer, number, shared.workspace) for number, layer in enumerate(layers)]
     shared.steps = steps
-    lay_out([linear for step in steps for linear in step.linears])
-    seen = _what_layers_do(model, layers)
-    shared.begin(len(seen[0].x))
-    if not all(_is_near(step, one) for step, one in zip(steps, seen, strict=True)):
+    # The blocks' constants in 8 bits until they are used: in fp32 they are a fourteenth of what QLoRA holds.
+    lay_out([linear for step in steps for linear in step.linears], shared.workspace, constants_held=False)
+    calls = _calls_of(model, layers)
+    if len(calls) != len(layers):
+        return False
+    shared.begin(calls[0].args[0].shape[1])
+    if not all(map(_is_near, steps, calls)):
         return False
     shared.workspace.reserve(tokens)
     for number, layer in enumerate(layers):
@@ -79,17 +83,17 @@ def _linear_modules(layer: nn.Module, path: str) -> list[nn.Module]:
 
 
 class _Shared:
-    """What a model's layers share: memory, and the count of passes."""
+    """What a model's layers share: memory, and the number of forwards so far."""
 
     steps: list[DecoderLayer]
 
     def __init__(self, device: torch.device) -> None:
-        self.workspace, self.passes = Workspace(device), 0
+        self.workspace, self.forwards = Workspace(device), 0
 
     def begin(self, tokens: int) -> None:
-        """A pass of `tokens` tokens begins; the blocks of the one before are free."""
+        """A forward of `tokens` tokens begins; the blocks of the one before are free."""
         self.workspace.reserve(tokens)
-        self.passes += 1
+        self.forwards += 1
         for step in self.steps:
             for linear in step.linears:
                 linear.cast_adapters()
@@ -120,13 +124,13 @@ def _forward(
     return _step(shared, number, given, number if torch.is_grad_enabled() else "any layer's", hidden_states)
 
 
-def _step(shared: _Shared, number: int, given: Pass, kept_as: object, x: torch.Tensor) -> torch.Tensor:
+def _step(shared: _Shared, number: int, given: PackedInput, kept_as: object, x: torch.Tensor) -> torch.Tensor:
     step = shared.steps[number]
     return _Step.apply(x, step, given, shared, kept_as, *step.parameters)
 
 
-def _given(mask: torch.Tensor, positions: tuple[torch.Tensor, torch.Tensor]) -> Pass:
-    return Pass(positions[0][0], positions[1][0], mask.flatten().tolist())
+def _given(mask: torch.Tensor, positions: tuple[torch.Tensor, torch.Tensor]) -> PackedInput:
+    return PackedInput(positions[0][0], positions[1][0], mask.flatten().tolist())
 
 
 class _Step(torch.autograd.Function):
@@ -135,7 +139,7 @@ class _Step(torch.autograd.Function):
         ctx: Any,
         x: torch.Tensor,
         step: DecoderLayer,
-        given: Pass,
+        given: PackedInput,
         shared: _Shared,
         kept_as: object,
         *parameters: torch.Tensor,
@@ -144,13 +148,13 @@ class _Step(torch.autograd.Function):
         # Not on `ctx`, though it is no output: checkpointing and the count of activations see what is saved here alone.
         ctx.save_for_backward(*kept[:-1], *kept.squeezed)
         ctx.step, ctx.given, ctx.shared = step, given, shared
-        ctx.passes = shared.passes
+        ctx.forwards = shared.forwards
         return out[None]
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        if ctx.passes != ctx.shared.passes:
-            raise RuntimeError("another pass has gone through the model before this one's backward pass")
+        if ctx.forwards != ctx.shared.forwards:
+            raise RuntimeError("another forward has gone through the model before this one's backward pass")
         saved = ctx.saved_tensors
         last = len(Kept._fields) - 1
         kept = Kept._make([*saved[:last], saved[last:]])
@@ -163,36 +167,21 @@ class _Step(torch.autograd.Function):
         return None if d_x is None else d_x[None], None, None, None, None, *grads
 
 
-class _Seen:
-    """What a layer was given and made of it."""
-
-    def __init__(self) -> None:
-        self.x = self.out = torch.empty(0)
-        self.given: Pass
-
-    def note(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        self.x, self.out = args[0][0].clone(), out[0].clone()
-        self.given = _given(kwargs["attention_mask"], kwargs["position_embeddings"])
-
-
 @torch.no_grad()
-def _what_layers_do(model: PreTrainedModel | PeftModel, layers: list[nn.Module]) -> list[_Seen]:
-    """Of a pass of two short sequences."""
+def _calls_of(model: PreTrainedModel | PeftModel, layers: list[nn.Module]) -> list[Call]:
+    """The calls of `layers`, in their order, in a forward of two short sequences."""
     known = len(cast(torch.Tensor, cast(nn.Module, model.get_input_embeddings()).weight))
     rows = [[number % known for number in numbers] for numbers in (range(40), range(7, 30))]
-    seen = [_Seen() for _ in layers]
-    handles = [layer.register_forward_hook(one.note, with_kwargs=True) for layer, one in zip(layers, seen, strict=True)]
-    try:
-        (batch,) = micro_batches(pack([{"input_ids": ids, "labels": ids} for ids in rows]), 1000)
+    (batch,) = micro_batches(pack([{"input_ids": ids, "labels": ids} for ids in rows]), 1000)
+    with recorded_calls(layers) as calls:
         packed_head_inputs(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
+    return sorted(calls, key=lambda call: layers.index(call.module))
 
 
 @torch.no_grad()
-def _is_near(step: DecoderLayer, seen: _Seen) -> bool:
-    out, _ = step.forward(seen.x, seen.given, kept="any layer's")
-    difference, added = (out - seen.out).float(), (seen.out - seen.x).float()
-    return bool(difference.norm() < TOLERANCE[seen.x.dtype] * added.norm())
+def _is_near(step: DecoderLayer, call: Call) -> bool:
+    x, expected = call.args[0][0], call.result[0]
+    given = _given(call.kwargs["attention_mask"], call.kwargs["position_embeddings"])
+    out, _ = step.forward(x, given, kept="any layer's")
+    difference, added = (out - expected).float(), (expected - x).float()
+    return bool(difference.norm() < TOLERANCE[x.dtype] * added.norm())

@@ -16,20 +16,19 @@ from torch import nn
 from finetune.kernels.attention import ROUND_ROWS_TO, attention, attention_backward
 from finetune.kernels.joint_linear import JointLinear
 from finetune.kernels.linear_parts import LinearParts, linear_parts
-from finetune.kernels.rms_norm import RMSNorm
-from finetune.kernels.rotary import rotate, rotate_back
+from finetune.kernels.rms_norm import RMSNormStep
 from finetune.kernels.workspace import Workspace
 
 
 @dataclass(frozen=True)
-class Pass:
-    """What all layers of a pass share."""
+class PackedInput:
+    """The packed sequences of a forward, as all its layers have them."""
 
     cos: torch.Tensor
     """(tokens, width of a head), with `sin`."""
     sin: torch.Tensor
     lengths: list[int]
-    """Of the sequences, which lie end to end."""
+    """Tokens of each sequence; they lie end to end."""
 
 
 class Kept(NamedTuple):
@@ -53,10 +52,10 @@ class DecoderLayer:
         self_attn, mlp = layer.self_attn, layer.mlp
         self.number, self._workspace = number, workspace
         self._width, self._scaling = self_attn.head_dim, self_attn.scaling
-        self._first_norm = RMSNorm(layer.input_layernorm, workspace)
-        self._second_norm = RMSNorm(layer.post_attention_layernorm, workspace)
+        self._first_norm = RMSNormStep(layer.input_layernorm, workspace)
+        self._second_norm = RMSNormStep(layer.post_attention_layernorm, workspace)
         self.linears = [
-            JointLinear([_parts(one) for one in modules], workspace)
+            JointLinear([_parts(one) for one in modules])
             for modules in (
                 (self_attn.q_proj, self_attn.k_proj, self_attn.v_proj),
                 (self_attn.o_proj,),
@@ -75,7 +74,7 @@ class DecoderLayer:
         linears = [self._down, self._gate_up, self._o, self._qkv]
         return [parameter for one in linears for parameter in one.parameters] + norms
 
-    def forward(self, x: torch.Tensor, given: Pass, *, kept: object) -> tuple[torch.Tensor, Kept]:
+    def forward(self, x: torch.Tensor, given: PackedInput, *, kept: object) -> tuple[torch.Tensor, Kept]:
         """The result for `x` (tokens, width), and what `backward` wants, in blocks that go by the name `kept`."""
         take, tokens, dtype = self._workspace.rows, len(x), x.dtype
         squeezed = tuple(
@@ -99,7 +98,9 @@ class DecoderLayer:
         out.add_(middle)
         return out, Kept(x, reciprocal, q, k, v, attended, middle, middle_reciprocal, squeezed)
 
-    def backward(self, gradient: torch.Tensor, kept: Kept, given: Pass, d_x: torch.Tensor | None) -> list[torch.Tensor]:
+    def backward(
+        self, gradient: torch.Tensor, kept: Kept, given: PackedInput, d_x: torch.Tensor | None
+    ) -> list[torch.Tensor]:
         """Gradients of `parameters`; that of x goes into `d_x`, unless that is None."""
         take, tokens, dtype = self._workspace.rows, len(gradient), gradient.dtype
         h = self._second_norm.again(kept.middle, kept.middle_reciprocal)
@@ -133,15 +134,17 @@ class DecoderLayer:
         gate, up = both.chunk(2, dim=1)
         return gate, up
 
-    def _turned(self, qkv: torch.Tensor, given: Pass, kept: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _turned(
+        self, qkv: torch.Tensor, given: PackedInput, kept: object
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         q, k, v = self._split(qkv)
         turned_q, turned_k, copied_v = self._heads(len(qkv), kept, qkv.dtype)
-        rotate(q, given.cos * self._scaling, given.sin * self._scaling, turned_q[:, : len(qkv)].transpose(0, 1))
-        rotate(k, given.cos, given.sin, turned_k[:, : len(qkv)].transpose(0, 1))
+        _rotate(q, given.cos * self._scaling, given.sin * self._scaling, turned_q[:, : len(qkv)].transpose(0, 1))
+        _rotate(k, given.cos, given.sin, turned_k[:, : len(qkv)].transpose(0, 1))
         copied_v[:, : len(qkv)] = v.transpose(0, 1)
         return turned_q, turned_k, copied_v
 
-    def _turned_back(self, d_attended: torch.Tensor, kept: Kept, given: Pass) -> torch.Tensor:
+    def _turned_back(self, d_attended: torch.Tensor, kept: Kept, given: PackedInput) -> torch.Tensor:
         tokens = len(d_attended)
         d_q, d_k, d_v = self._heads(tokens, "gradient", d_attended.dtype)
         attention_backward(
@@ -149,8 +152,8 @@ class DecoderLayer:
         )
         d_qkv = self._workspace.rows("qkv", tokens, self._qkv.shape[0], dtype=d_attended.dtype)
         q, k, v = self._split(d_qkv)
-        rotate_back(d_q[:, :tokens].transpose(0, 1), given.cos * self._scaling, given.sin * self._scaling, q)
-        rotate_back(d_k[:, :tokens].transpose(0, 1), given.cos, given.sin, k)
+        _rotate_back(d_q[:, :tokens].transpose(0, 1), given.cos * self._scaling, given.sin * self._scaling, q)
+        _rotate_back(d_k[:, :tokens].transpose(0, 1), given.cos, given.sin, k)
         v.copy_(d_v[:, :tokens].transpose(0, 1))
         return d_qkv
 
@@ -167,6 +170,26 @@ class DecoderLayer:
             self._workspace.heads((part, name), self._key_heads, tokens, *shape, slack=ROUND_ROWS_TO, dtype=dtype)
             for part, shape in rest.items()
         )
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Write `x` turned by its positions (Su et al. 2021, section 3.4.2), in the halves that Llama pairs, (tokens, ..., width) into `out`; `cos` and `sin` are (tokens, width)."""
+    return _turn(x, cos, sin, -1, out)
+
+
+def _rotate_back(gradient: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Write the gradient of `_rotate`'s x into `out`, given that of its result."""
+    half = sin.shape[-1] // 2
+    return _turn(gradient, cos, torch.cat([sin[:, half:], sin[:, :half]], -1), 1, out)
+
+
+def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: int, out: torch.Tensor) -> torch.Tensor:
+    half = x.shape[-1] // 2
+    cos, sin = (one.view(len(x), *[1] * (x.dim() - 2), -1) for one in (cos, sin))
+    torch.mul(x, cos, out=out)
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=sign)
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:], value=-sign)
+    return out
 
 
 def _parts(layer: nn.Module) -> LinearParts:

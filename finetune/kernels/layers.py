@@ -15,12 +15,51 @@ import torch
 from torch import nn
 from torch.nn.functional import linear, silu
 
-from finetune.kernels.recompute import Recompute, attach
-from finetune.kernels.rms_norm import Norm
+from finetune.kernels.rms_norm import Norm, RMSNorm, normed
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+
+class Recompute:
+    """How to make a tensor again from tensors that are kept anyway: `function(*tensors)`.
+
+    A layer that wants the tensor in its backward pass keeps `tensors`, and calls what `for_user` gave it with them
+    there. The result is shared by all layers that asked, and dropped after the last.
+    """
+
+    def __init__(self, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> None:
+        self.tensors = tensors
+        # Apart, because a method of this object would hold `tensors` as well, and autograd couldn't free them.
+        self._sharing = _Sharing(function)
+
+    def for_user(self) -> Callable[..., torch.Tensor]:
+        """The function that makes the tensor again, for one more user.
+
+        It holds no tensor itself, so that autograd decides how long they live.
+        """
+        self._sharing.users += 1
+        return self._sharing.recompute
+
+
+class _Sharing:
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+        self.function, self.users = function, 0
+        self.made: torch.Tensor | None = None
+
+    def recompute(self, *tensors: torch.Tensor) -> torch.Tensor:
+        made = self.function(*tensors) if self.made is None else self.made
+        self.users -= 1
+        self.made = made if self.users else None
+        return made
+
+
+def attach(tensor: torch.Tensor, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+    """Note on `tensor` how it can be made again."""
+    noted: Any = tensor  # PyTorch's class declares no such attribute
+    noted.recompute = Recompute(function, *(one.detach() for one in tensors))
+    return tensor
 
 
 class _GatedMlp(Protocol):
@@ -93,40 +132,8 @@ def _product_dtype(weight: torch.Tensor) -> torch.dtype:
 
 
 def _rms_norm(module: Norm, x: torch.Tensor) -> torch.Tensor:
-    y = _RMSNorm.apply(x, module.weight, module.variance_epsilon)
-    return attach(y, partial(_normed, epsilon=module.variance_epsilon), x, module.weight)
-
-
-def _normed(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """x / rms(x) * weight over the last dimension (Zhang & Sennrich 2019, equation 4), in fp32 like transformers'."""
-    return weight * (x.float() * _reciprocal_rms(x, epsilon)).to(x.dtype)
-
-
-def _reciprocal_rms(x: torch.Tensor, epsilon: float) -> torch.Tensor:
-    # fp32, because one number scales a whole row; and transformers' norms do so, which ours have to equal to the bit.
-    # A copy even of fp32, since the square takes its place.
-    return x.to(torch.float32, copy=True).square_().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
-
-
-class _RMSNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.epsilon = epsilon
-        return _normed(x, weight, epsilon)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        scale = _reciprocal_rms(x, ctx.epsilon)
-        normed = x.float().mul_(scale)
-        d_weight = None
-        if ctx.needs_input_grad[1]:
-            d_weight = (gradient * normed).flatten(0, -2).sum(0).to(weight.dtype)
-        d_normed = (gradient * weight).float()
-        along = (d_normed * normed).mean(-1, keepdim=True)
-        d_x = d_normed.sub_(normed.mul_(along)).mul_(scale).to(x.dtype)
-        return d_x, d_weight, None
+    y = RMSNorm.apply(x, module.weight, module.variance_epsilon)
+    return attach(y, partial(normed, epsilon=module.variance_epsilon), x, module.weight)
 
 
 def _gated_mlp(module: _GatedMlp, x: torch.Tensor) -> torch.Tensor:

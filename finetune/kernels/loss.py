@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 
 from finetune.data.prepared import IGNORE
-from finetune.kernels.attention import mask_of
-from finetune.kernels.logits import chunks, nats, rounded_up
+from finetune.kernels.attention import ROUND_ROWS_TO, mask_of
 from finetune.kernels.packing import Batch, grouped, micro_batches, pack
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 24 * 2**20
 """Logits held at a time: as many rows as make up for reading the head's weights, the model's largest matrix."""
+
+WIDE_BYTES = 4 * 2**20
+"""Logits in fp32 at a time on a CPU: what many passes go over stays in the cache. On CUDA a launch costs more than that."""
 
 
 def response_loss(model: PreTrainedModel | PeftModel, batch: Batch) -> torch.Tensor:
@@ -84,17 +88,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets: torch.Tensor,
     ) -> torch.Tensor:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        rows = rounded_up(hidden, _product_dtype(hidden))
+        rows = _rounded_up(hidden, _product_dtype(hidden))
         matrix = weight.to(rows.dtype)
         d_hidden = torch.empty_like(rows) if needs_hidden else None
         d_weight: torch.Tensor | None = None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias and bias is not None else None
         # float64, because a batch's sum reaches thousands of nats: fp32 would round some of it off at each chunk.
         total = torch.zeros((), device=hidden.device, dtype=torch.float64)
-        for start, logits in chunks(rows, matrix, bias, size=_chunk_bytes(weight)):
+        for start, logits in _chunks(rows, matrix, bias, size=_chunk_bytes(weight)):
             part, wanted = rows[start : start + len(logits)], targets[start : start + len(logits), None]
             # Now, and in the logits' place: the backward pass would have to multiply by the whole vocabulary again.
-            total += nats(logits[: len(wanted)], wanted, to_gradient=True).sum(dtype=torch.float64)
+            total += _nats(logits[: len(wanted)], wanted, to_gradient=True).sum(dtype=torch.float64)
             if d_bias is not None:
                 d_bias += logits[: len(wanted)].sum(0, dtype=torch.float32)
             if d_hidden is not None:
@@ -133,6 +137,53 @@ def _chunk_bytes(weight: torch.Tensor) -> int:
     return CHUNK_BYTES * (1 + weight.requires_grad)
 
 
+def _rounded_up(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`hidden` (rows, width) in `dtype`, with rows of zeros up to a multiple of `ROUND_ROWS_TO`."""
+    return pad(hidden.to(dtype), (0, 0, 0, -len(hidden) % ROUND_ROWS_TO))
+
+
+def _chunks(
+    hidden: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None, *, size: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """The logits of `hidden` (rows, width) under a head (words, width), `size` bytes at a time at most.
+
+    Yields the first row of each chunk, and its logits (rows, words), which last until the next.
+    """
+    most = max(1, size // (hidden.itemsize * len(matrix) * ROUND_ROWS_TO)) * ROUND_ROWS_TO
+    memory = _memory(most, len(matrix), hidden.dtype, hidden.device)
+    for start in range(0, len(hidden), most):
+        part = hidden[start : start + most]
+        logits = torch.mm(part, matrix.t(), out=memory[: len(part)])
+        if bias is not None:
+            logits += bias.to(logits.dtype)
+        yield start, logits
+
+
+def _nats(logits: torch.Tensor, targets: torch.Tensor, *, to_gradient: bool) -> torch.Tensor:
+    """Cross-entropy of each row of `logits` (rows, words) with `targets` (rows, 1): (rows, 1), in fp32.
+
+    The logits become the gradient of its sum, if that is wanted, in their own memory and dtype.
+    """
+    few = len(logits) if logits.is_cuda else max(1, WIDE_BYTES // (4 * logits.shape[1]))
+    wide = _memory(few, logits.shape[1], torch.float32, logits.device)
+    found = logits.new_empty(targets.shape, dtype=torch.float32)
+    for some, wanted, into in zip(logits.split(few), targets.split(few), found.split(few), strict=True):
+        exponents = wide[: len(some)].copy_(some)
+        chosen, largest = exponents.gather(1, wanted), exponents.amax(1, keepdim=True)
+        total = exponents.sub_(largest).exp_().sum(1, keepdim=True)
+        into.copy_(total.log() + largest - chosen)
+        if to_gradient:
+            exponents.div_(total).scatter_add_(1, wanted, total.new_full(wanted.shape, -1.0))
+            some.copy_(exponents)
+    return found
+
+
+@lru_cache(maxsize=2)  # in the model's dtype, and in fp32
+def _memory(rows: int, words: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Made once, being a step's largest tensor: the allocator would give it another place each time."""
+    return torch.empty(rows, words, dtype=dtype, device=device)
+
+
 @dataclass(frozen=True)
 class SequenceLoss:
     """The loss of one sequence alone."""
@@ -146,10 +197,10 @@ class SequenceLoss:
 def sequence_losses(model: PreTrainedModel | PeftModel, rows: Iterable[dict], tokens: int = 1) -> list[SequenceLoss]:
     """The loss of each of `rows` (input_ids, labels), in passes of at most `tokens` tokens; by 1, each alone."""
     model.eval()
-    return [loss for count, part in evaluation_passes(rows, tokens) for loss in losses_of(model, part, count)]
+    return [loss for count, part in evaluation_batches(rows, tokens) for loss in losses_of(model, part, count)]
 
 
-def evaluation_passes(rows: Iterable[dict], tokens: int) -> Iterator[tuple[int, Batch]]:
+def evaluation_batches(rows: Iterable[dict], tokens: int) -> Iterator[tuple[int, Batch]]:
     """`rows` in passes of at most `tokens` tokens, and how many of them each holds; one pass is held at a time."""
     for group in grouped(rows, lambda row: len(row["input_ids"]), tokens):
         (part,) = micro_batches(pack(group), tokens)
@@ -161,11 +212,11 @@ def losses_of(model: PreTrainedModel | PeftModel, batch: Batch, count: int) -> l
     batch = {key: value.to(model.device) for key, value in batch.items()}
     hidden, targets = _labelled(model, batch)
     head = model.get_output_embeddings()
-    rows = rounded_up(hidden, _product_dtype(hidden))
+    rows = _rounded_up(hidden, _product_dtype(hidden))
     found = hidden.new_empty(len(targets), dtype=torch.float32)
-    for start, logits in chunks(rows, head.weight.to(rows.dtype), head.bias, size=_chunk_bytes(head.weight)):
+    for start, logits in _chunks(rows, head.weight.to(rows.dtype), head.bias, size=_chunk_bytes(head.weight)):
         wanted = targets[start : start + len(logits), None]
-        found[start : start + len(wanted)] = nats(logits[: len(wanted)], wanted, to_gradient=False)[:, 0]
+        found[start : start + len(wanted)] = _nats(logits[: len(wanted)], wanted, to_gradient=False)[:, 0]
     # A sequence's first token is no target, so its labels are as many as its targets.
     counts = [int((labels != IGNORE).sum()) for labels in batch["labels"][0].split(batch["lengths"].tolist())]
     return [SequenceLoss(part.sum(dtype=torch.float64).item(), len(part)) for part in found.split(counts)[:count]]
@@ -174,8 +225,3 @@ def losses_of(model: PreTrainedModel | PeftModel, batch: Batch, count: int) -> l
 def mean_loss(losses: list[SequenceLoss]) -> float:
     """Mean cross-entropy per response token (nats), each token counting the same."""
     return sum(loss.nats for loss in losses) / sum(loss.tokens for loss in losses)
-
-
-def target_count(batch: Batch) -> int:
-    """Labelled tokens of a packed batch."""
-    return int((batch["labels"][:, 1:] != IGNORE).sum())

@@ -16,7 +16,7 @@ Batch = dict[str, torch.Tensor]
 
 Item = TypeVar("Item")
 
-TOKENS_PER_PASS = 1024
+TOKENS_PER_FORWARD = 1024
 """Tokens of a packed pass in evaluation at most, unless a single sequence is longer."""
 
 
@@ -57,7 +57,7 @@ def filler() -> Batch:
     }
 
 
-def longest_pass(lengths: Iterable[int], sequences: int, tokens: int) -> int:
+def longest_micro_batch(lengths: Iterable[int], sequences: int, tokens: int) -> int:
     """Tokens of the longest micro-batch that `sequences` of `lengths` can make, by `tokens` as in `micro_batches`."""
     longest = nlargest(sequences, lengths)
     most = min(sum(longest), max(tokens, longest[0]))
@@ -93,7 +93,7 @@ def grouped(items: Iterable[Item], length: Callable[[Item], int], tokens: int) -
         yield group
 
 
-def pass_sizes(lengths: Iterable[int], tokens: int) -> list[int]:
+def micro_batch_sizes(lengths: Iterable[int], tokens: int) -> list[int]:
     """Tokens of each pass that sequences of `lengths` make, filler included."""
     return [sum(group) + -sum(group) % ROUND_ROWS_TO for group in grouped(lengths, int, tokens)]
 

@@ -1,8 +1,12 @@
-"""RMSNorm into given memory, forward and backward."""
+"""RMSNorm, x / rms(x) * weight over the last dimension (Zhang & Sennrich 2019, equation 4), in fp32 like transformers'.
+
+Twice, since neither can do both: `RMSNorm` equals transformers' to the bit and stands in for it anywhere; a decoder layer's
+step has `RMSNormStep`, which writes into given memory and goes over it less often, with sums in another order.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -16,8 +20,42 @@ class Norm(Protocol):
     variance_epsilon: float
 
 
-class RMSNorm:
-    """x / rms(x) * weight over the last dimension (Zhang & Sennrich 2019, equation 4), in fp32 like transformers'."""
+def normed(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """x / rms(x) * weight, in the dtype of x."""
+    return weight * (x.float() * _reciprocal_rms(x, epsilon)).to(x.dtype)
+
+
+def _reciprocal_rms(x: torch.Tensor, epsilon: float) -> torch.Tensor:
+    # fp32, because one number scales a whole row; and transformers' norms do so, which ours have to equal to the bit.
+    # A copy even of fp32, since the square takes its place.
+    return x.to(torch.float32, copy=True).square_().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+
+
+class RMSNorm(torch.autograd.Function):
+    """`normed`, of which x alone is kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.epsilon = epsilon
+        return normed(x, weight, epsilon)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        scale = _reciprocal_rms(x, ctx.epsilon)
+        normalised = x.float().mul_(scale)
+        d_weight = None
+        if ctx.needs_input_grad[1]:
+            d_weight = (gradient * normalised).flatten(0, -2).sum(0).to(weight.dtype)
+        d_normed = (gradient * weight).float()
+        along = (d_normed * normalised).mean(-1, keepdim=True)
+        d_x = d_normed.sub_(normalised.mul_(along)).mul_(scale).to(x.dtype)
+        return d_x, d_weight, None
+
+
+class RMSNormStep:
+    """The norm of a decoder layer's step, in blocks of a workspace."""
 
     def __init__(self, module: Norm, workspace: Workspace) -> None:
         self.weight, self._epsilon = module.weight, module.variance_epsilon

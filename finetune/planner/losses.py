@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from finetune.kernels.attention import ROUND_ROWS_TO
-from finetune.kernels.logits import WIDE_BYTES
-from finetune.kernels.loss import CHUNK_BYTES
+from finetune.kernels.loss import CHUNK_BYTES, WIDE_BYTES
 
 
 @dataclass(frozen=True)

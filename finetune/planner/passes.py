@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from finetune import params
 from finetune.data import prepared
 from finetune.kernels.attention import ROUND_ROWS_TO
-from finetune.kernels.packing import longest_pass
+from finetune.kernels.packing import longest_micro_batch
 from finetune.places import FACTS
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def records_of(split: Dataset) -> Records:
 
 def largest(data: Records, train: params.Train) -> Pass:
     """The largest pass of a run over `data`."""
-    tokens = longest_pass(data.lengths, train.batch_size, train.tokens_per_micro_batch)
+    tokens = longest_micro_batch(data.lengths, train.batch_size, train.tokens_per_micro_batch)
     return sized(data, train, tokens, data.lengths[-1])
 
 

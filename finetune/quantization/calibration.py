@@ -6,17 +6,16 @@ A caller that rounds the layers as they come so has the later ones make up for t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from finetune.kernels.calls import recorded_calls, sharing_input
 from finetune.kernels.loss import packed_head_inputs
 from finetune.kernels.packing import Batch, micro_batches, pack
 from finetune.models.loading import layer_stack
@@ -49,13 +48,11 @@ class _Passing:
 def can_be_walked(model: PreTrainedModel, row: list[int]) -> bool:
     """Whether each layer's result is the next one's input, and nothing else: told by the numbers of one example."""
     layers = layer_stack(model)
-    seen: list[torch.Tensor] = []
-    with torch.no_grad(), ExitStack() as hooks:
-        for layer in layers:
-            hooks.enter_context(_given(layer, lambda positional, named: seen.extend(positional[:1])))
+    with torch.no_grad(), recorded_calls(layers) as calls:
         passing = _started(model, layers, row)
-        if len(passing.calls) != len(layers) or len(seen) != len(layers):
-            return False
+    seen = [call.args[0] for call in calls if call.args]
+    if len(passing.calls) != len(layers) or len(seen) != len(layers):
+        return False
     for number, layer in enumerate(layers[:-1]):
         passing.hidden = passing.through(number, layer)
         if not torch.equal(passing.hidden, seen[number + 1]):
@@ -79,14 +76,11 @@ def walk(model: PreTrainedModel, rows: list[list[int]]) -> Iterator[Inputs]:
 
 def _started(model: PreTrainedModel, layers: list[nn.Module], row: list[int]) -> _Passing:
     """An example before the first layer, from a whole pass in which every layer's call is noted."""
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     batch = _alone(row, model.device)
-    with ExitStack() as hooks:
-        for layer in layers:
-            hooks.enter_context(_given(layer, lambda positional, named: calls.append((positional, named))))
+    with recorded_calls(layers) as calls:
         packed_head_inputs(model, batch)
-    hidden = calls[0][0][0] if calls and calls[0][0] else torch.empty(0)
-    return _Passing(hidden, len(row), [(positional[1:], named) for positional, named in calls])
+    hidden = calls[0].args[0] if calls and calls[0].args else torch.empty(0)
+    return _Passing(hidden, len(row), [(call.args[1:], call.kwargs) for call in calls])
 
 
 def _alone(row: list[int], device: torch.device) -> Batch:
@@ -94,47 +88,17 @@ def _alone(row: list[int], device: torch.device) -> Batch:
     return {key: value.to(device) for key, value in batch.items()}
 
 
-@contextmanager
-def _given(module: nn.Module, note: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> Iterator[None]:
-    """Have `note` called with what `module` is called with, while the block runs."""
-    handle = module.register_forward_pre_hook(lambda _, positional, named: note(positional, named), with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def _inputs(layer: nn.Module, number: int, examples: list[_Passing]) -> list[Inputs]:
     linear = [module for module in layer.modules() if isinstance(module, nn.Linear | Conv1D)]
-    given: dict[nn.Linear | Conv1D, torch.Tensor] = {}
-    sums: dict[tuple[nn.Linear | Conv1D, ...], torch.Tensor] = {}
-    with ExitStack() as hooks:
-        for module in linear:
-            hooks.enter_context(_given(module, partial(_keep_first, given, module)))
+    sums: dict[tuple[nn.Module, ...], torch.Tensor] = {}
+    with recorded_calls(linear) as calls:
         for passing in examples:
-            given.clear()
+            calls.clear()
             passing.through(number, layer)
-            for modules in _sharing(given):
-                x = given[modules[0]]
+            for alike, x in sharing_input(calls):
+                modules = tuple(dict.fromkeys(alike))
                 # The filling comes last. (An expert sees some of the tokens, and keeps it.)
                 rows = x.reshape(-1, x.shape[-1])[: passing.tokens].float()
                 sums[modules] = sums[modules].addmm_(rows.t(), rows) if modules in sums else rows.t() @ rows
     tokens = sum(passing.tokens for passing in examples)
-    return [Inputs(list(modules), total / tokens) for modules, total in sums.items()]
-
-
-def _keep_first(
-    given: dict[nn.Linear | Conv1D, torch.Tensor],
-    module: nn.Linear | Conv1D,
-    positional: tuple[Any, ...],
-    named: dict[str, Any],
-) -> None:
-    given[module] = positional[0]
-
-
-def _sharing(given: dict[nn.Linear | Conv1D, torch.Tensor]) -> list[tuple[nn.Linear | Conv1D, ...]]:
-    """The modules that were given the very same tensor, together."""
-    together: dict[int, list[nn.Linear | Conv1D]] = {}
-    for module, x in given.items():
-        together.setdefault(id(x), []).append(module)
-    return [tuple(modules) for modules in together.values()]
+    return [Inputs(cast("list[nn.Linear | Conv1D]", list(alike)), total / tokens) for alike, total in sums.items()]

@@ -11,9 +11,9 @@ from finetune import cli
 from finetune.data import alpaca
 from finetune.data.forms import Turn
 from finetune.errors import UserError
-from finetune.serving.batch import Piece, answers, whole
+from finetune.generation.request import Sampling
+from finetune.serving.answer_stream import Piece, answers, whole
 from finetune.serving.models import Models, Served
-from finetune.serving.sampling import Sampling
 
 HELP = """\
 /use NAME               answer by another model from now on; the conversation stays

@@ -14,19 +14,17 @@ from finetune.data.forms import Turn
 from finetune.data.prompts import Template
 from finetune.device import compute_dtype
 from finetune.errors import UserError
-from finetune.evaluation.decoding import prepared
-from finetune.evaluation.products import Joined
-from finetune.evaluation.routes import OWN
-from finetune.evaluation.slots import GROWTH
+from finetune.generation.adapter_rows import OWN
+from finetune.generation.engine import Engine
+from finetune.generation.joint_layers import JointLayers
+from finetune.generation.kv_cache import GROWTH
+from finetune.generation.prepared_model import prepared
+from finetune.generation.request import Request, Sampling
 from finetune.models.base import Base
 from finetune.models.checkpoint import Checkpoint
 from finetune.models.loading import end_tokens, load_base, load_tuned
 from finetune.registry.checkpoints import find
 from finetune.serving.adapter_file import is_plain, read_adapter
-from finetune.serving.engine import Engine
-from finetune.serving.request import Request
-from finetune.serving.sampling import Sampling
-from finetune.serving.text import TextStream
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -79,10 +77,6 @@ class Served:
             )
         return Request(ids, max_new_tokens, self.ends, self.adapter, sampling)
 
-    def text(self) -> TextStream:
-        """What turns an answer's tokens into text."""
-        return TextStream(self.tokenizer, self.ends)
-
 
 @dataclass(frozen=True)
 class _Loaded:
@@ -90,7 +84,7 @@ class _Loaded:
 
     model: PreTrainedModel | PeftModel
     engine: Engine
-    layers: Joined | None
+    layers: JointLayers | None
 
 
 class Models:
@@ -154,7 +148,7 @@ class Models:
             return None
         adapter, parts = f"{name}, {next(self._number)}", read_adapter(checkpoint.folder)
         try:
-            held = loaded.layers.hold(adapter, parts)
+            held = loaded.layers.load(adapter, parts)
         except ValueError as error:
             raise UserError(f"{checkpoint.folder}: the adapter can't be loaded: {error}; train it again") from None
         return loaded, adapter, held / 1e9

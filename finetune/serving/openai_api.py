@@ -11,8 +11,8 @@ from typing import Any
 
 from finetune.data.forms import Turn
 from finetune.errors import UserError
-from finetune.serving.batch import Piece
-from finetune.serving.sampling import Sampling
+from finetune.generation.request import Sampling
+from finetune.serving.answer_stream import Piece
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 

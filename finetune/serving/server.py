@@ -20,7 +20,7 @@ from starlette.routing import Route
 from finetune import crash_report
 from finetune.errors import UserError
 from finetune.serving import openai_api
-from finetune.serving.batch import Piece
+from finetune.serving.answer_stream import Piece
 from finetune.serving.openai_api import Ask, Reply, Stopped
 from finetune.serving.worker import Full, Worker
 

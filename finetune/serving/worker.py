@@ -13,11 +13,10 @@ from finetune import crash_report
 from finetune.data.forms import Turn
 from finetune.device import is_out_of_memory
 from finetune.errors import UserError
-from finetune.serving.batch import Piece, Telling
-from finetune.serving.engine import Engine
+from finetune.generation.engine import Engine
+from finetune.generation.request import Request, Sampling
+from finetune.serving.answer_stream import Piece, Telling
 from finetune.serving.models import Models, Served
-from finetune.serving.request import Request
-from finetune.serving.sampling import Sampling
 
 
 class Full(UserError):

@@ -13,8 +13,8 @@ import torch
 from finetune.data.prepared import lengths
 from finetune.distributed.group import Group, dealt, in_order
 from finetune.distributed.wrapped import Passes
-from finetune.kernels.loss import SequenceLoss, evaluation_passes, losses_of
-from finetune.kernels.packing import Batch, filler, micro_batches, pass_sizes, selected
+from finetune.kernels.loss import SequenceLoss, evaluation_batches, losses_of
+from finetune.kernels.packing import Batch, filler, micro_batch_sizes, micro_batches, selected
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,7 +30,7 @@ def own_share(batch: Batch, tokens: int, group: Group) -> list[Batch]:
         return list(micro_batches(batch, tokens))
     each = batch["lengths"].tolist()
     lots = dealt(each, group.size)
-    most = max(len(pass_sizes([each[place] for place in lot], tokens)) for lot in lots)
+    most = max(len(micro_batch_sizes([each[place] for place in lot], tokens)) for lot in lots)
     own = lots[group.rank]
     parts = list(micro_batches(selected(batch, own), tokens)) if own else []
     return parts + [filler()] * (most - len(parts))
@@ -42,9 +42,9 @@ def shared_losses(passes: Passes, rows: Dataset, tokens: int, group: Group) -> l
 
     A pass holds the same sequences however many processes there are, so that the losses are the same to the bit.
     """
-    lots = dealt(pass_sizes(lengths(rows), tokens), group.size)
+    lots = dealt(micro_batch_sizes(lengths(rows), tokens), group.size)
     own = set(lots[group.rank])
-    parts = enumerate(evaluation_passes(rows, tokens))
+    parts = enumerate(evaluation_batches(rows, tokens))
     made = [(place, passes(losses_of, part, count)) for place, (count, part) in parts if place in own]
     for _ in range(max(map(len, lots)) - len(made)):
         passes(losses_of, filler(), 0)

@@ -20,7 +20,7 @@ from finetune.distributed.wrapped import Passes
 from finetune.files import read_json
 from finetune.kernels.adamw import SplitAdamW
 from finetune.kernels.loss import mean_loss, response_loss
-from finetune.kernels.packing import Batch, longest_pass, pack
+from finetune.kernels.packing import Batch, longest_micro_batch, pack
 from finetune.snapshots import tensor_file
 from finetune.training import random_state, snapshots
 from finetune.training.run_log import RunLog
@@ -112,7 +112,9 @@ class ResponseTrainer(Trainer):
         self._tokens_per_micro_batch = tokens_per_micro_batch
         # No validation pass is longer than training's longest, for which there is memory.
         self._tokens_per_validation = (
-            longest_pass(prepared.lengths(splits["train"]), args.per_device_train_batch_size, tokens_per_micro_batch)
+            longest_micro_batch(
+                prepared.lengths(splits["train"]), args.per_device_train_batch_size, tokens_per_micro_batch
+            )
             if tokens_per_micro_batch > 1
             else 1
         )

@@ -7,7 +7,7 @@ from nicegui import ui
 
 from finetune.data.forms import Turn
 from finetune.errors import UserError
-from finetune.serving.sampling import Sampling
+from finetune.generation.request import Sampling
 from finetune.serving.worker import Worker
 from finetune.web.column import Column
 from finetune.web.settings import Settings

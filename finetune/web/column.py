@@ -9,8 +9,8 @@ from nicegui import ui
 
 from finetune.data.forms import Turn
 from finetune.errors import UserError
-from finetune.serving.batch import Piece
-from finetune.serving.sampling import Sampling
+from finetune.generation.request import Sampling
+from finetune.serving.answer_stream import Piece
 from finetune.serving.worker import Worker
 from finetune.web.differences import marked, plain
 from finetune.web.heading import heading

@@ -3,7 +3,7 @@
 from nicegui import ui
 
 from finetune.errors import UserError
-from finetune.serving.sampling import Sampling
+from finetune.generation.request import Sampling
 
 
 class Settings:

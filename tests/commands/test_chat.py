@@ -129,7 +129,7 @@ def test_a_conversation_swaps_adapters_over_one_base(tuned, monkeypatch, capsys)
 
 
 def test_history_is_part_of_the_next_prompt(tuned, monkeypatch, capsys):
-    from finetune.serving.engine import Engine
+    from finetune.generation.engine import Engine
 
     own, asked = Engine.submit, []
     monkeypatch.setattr(Engine, "submit", lambda engine, request: (asked.append(request.prompt), own(engine, request)))
@@ -150,7 +150,7 @@ def test_what_is_wrong_with_a_line_is_said_and_the_next_one_is_answered(tuned, m
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_conversation(tuned, monkeypatch, capsys):
-    from finetune.serving.engine import Engine
+    from finetune.generation.engine import Engine
 
     own, steps = Engine.step, []
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from finetune import params
 from finetune.costs.meter import Meter
-from finetune.kernels.packing import longest_pass
+from finetune.kernels.packing import longest_micro_batch
 from finetune.methods import METHODS
 from finetune.models.adapters import as_trained, trainable
 from finetune.models.base import Base
@@ -194,7 +194,7 @@ def run(bases, splits, tokenizer):
     def once(family: str, method: str, unfinished: Path | None = None, epochs: float = 2) -> SimpleNamespace:
         p, losses = settings(), []
         torch.manual_seed(0)
-        tokens = longest_pass(
+        tokens = longest_micro_batch(
             map(len, splits["train"]["input_ids"]), p.train.batch_size, p.train.tokens_per_micro_batch
         )
         model = trainable(Base(bases(family, method, lively=False)), METHODS[method], p.lora, tokens)

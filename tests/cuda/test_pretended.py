@@ -4,7 +4,10 @@ import pretended_cuda
 import pytest
 import torch
 
-from finetune.evaluation import decoding
+from finetune.generation.adapter_rows import OWN
+from finetune.generation.engine import Engine
+from finetune.generation.prepared_model import prepared
+from finetune.generation.request import Request
 from finetune.models import adapters, loading
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real device")
@@ -51,7 +54,12 @@ def test_a_run_and_answers_mix_no_devices(on_device, run, capability, family, me
         found = run(family, method, epochs=0.5)
         assert {one.device for one in found.model.parameters()} == {device}
         assert found.result.validation_loss < found.losses[0]
-        with torch.no_grad(), decoding.prepared(found.model.eval(), [[1, 4, 7], [5, 8]], 4) as ready:
-            assert ready
-            made = list(decoding.tokens(found.model, [[1, 4, 7], [5, 8]], slots=2, max_new_tokens=4, ends=[0]))
-    assert {prompt for prompt, _ in made} == {0, 1}
+        requests = [Request(ids, 4, [0], OWN) for ids in ([1, 4, 7], [5, 8])]
+        with torch.no_grad(), prepared(found.model.eval(), [one.prompt for one in requests], 4) as layers:
+            assert layers
+            engine = Engine(found.model, layers, slots=2)
+            for request in requests:
+                engine.submit(request)
+            while engine.requests:
+                engine.step()
+    assert all(one.reason for one in requests)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from finetune.evaluation import generation
+from finetune.generation import greedy
 from finetune.methods import METHODS
 from finetune.training import trainer
 
@@ -44,8 +44,8 @@ def test_learns_and_goes_on_from_a_snapshot_to_the_byte(
 def test_answers_are_those_of_transformers(device, drawn, tokenizer, family, method):
     model = drawn(family, method)
     prompts = [[5, 8, 11], [100, 103, 106, 109, 112], [7]]
-    made = generation.generate(model, tokenizer, prompts, batch_size=2, max_new_tokens=8)
-    greedy = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=[0], pad_token_id=0)
+    made = greedy.generate(model, tokenizer, prompts, batch_size=2, max_new_tokens=8)
+    settings = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=[0], pad_token_id=0)
     for prompt, answer in zip(prompts, made, strict=True):
-        ids = model.generate(input_ids=torch.tensor([prompt], device=model.device), generation_config=greedy)
+        ids = model.generate(input_ids=torch.tensor([prompt], device=model.device), generation_config=settings)
         assert answer == tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True).strip()

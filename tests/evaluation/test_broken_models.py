@@ -7,7 +7,8 @@ import torch
 from helpers import refusal, stage
 from transformers import AutoModelForCausalLM
 
-from finetune.evaluation import generation, scoring
+from finetune.evaluation import scoring
+from finetune.generation.greedy import GreedyAnswers
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def spoil(workspace, tiny_models, tmp_path):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
 def test_a_loss_that_is_no_number_is_refused_before_the_model_answers(spoil, monkeypatch, value):
     folder = spoil(lambda model: model.model.norm.weight.fill_(value))
-    monkeypatch.setattr(generation, "generate", lambda *args, **kwargs: pytest.fail("answered first"))
+    monkeypatch.setattr(GreedyAnswers, "to", lambda *args, **kwargs: pytest.fail("answered first"))
     message = refusal("eval", "--base", "--model_name", folder)
     assert "the model's result is no finite number; its weights are damaged" in message
 
@@ -55,7 +56,7 @@ def test_perplexity(loss, expected):
 
 def test_answers_that_are_all_empty_are_counted(workspace, tiny_models, monkeypatch):
     stage("prepare", "--model_name", tiny_models["llama"])
-    monkeypatch.setattr(generation, "generate", lambda model, tokenizer, prompts, **kwargs: [""] * len(prompts))
+    monkeypatch.setattr(GreedyAnswers, "to", lambda self, prompts, progress: [""] * len(prompts))
     stage("eval", "--base", "--model_name", tiny_models["llama"])
     facts = json.loads((workspace / "metrics/base.facts.json").read_text())
     scores = json.loads((workspace / "metrics/base.json").read_text())

@@ -9,7 +9,8 @@ import torch
 from helpers import stage, write_params
 from rouge_score import rouge_scorer
 
-from finetune.evaluation import generation, scoring
+from finetune.evaluation import scoring
+from finetune.generation import greedy
 from finetune.models.base import Base, load_tokenizer
 from finetune.models.loading import load_base
 
@@ -25,17 +26,17 @@ def llama(tiny_models):
 def test_batched_answers_are_those_of_one_prompt_at_a_time(llama):
     model, tokenizer = llama
     prompts = [tokenizer(text)["input_ids"] for text in ("Name the moon.", "List", "Explain old ships and the wind.")]
-    alone = [generation.generate(model, tokenizer, [p], batch_size=1, max_new_tokens=12)[0] for p in prompts]
-    assert generation.generate(model, tokenizer, prompts, batch_size=3, max_new_tokens=12) == alone
-    assert generation.generate(model, tokenizer, prompts, batch_size=2, max_new_tokens=12) == alone
+    alone = [greedy.generate(model, tokenizer, [p], batch_size=1, max_new_tokens=12)[0] for p in prompts]
+    assert greedy.generate(model, tokenizer, prompts, batch_size=3, max_new_tokens=12) == alone
+    assert greedy.generate(model, tokenizer, prompts, batch_size=2, max_new_tokens=12) == alone
 
 
 def test_generation_ignores_the_sampling_that_a_model_suggests(llama):
     model, tokenizer = llama
     prompts = [tokenizer("Name the moon.")["input_ids"]]
-    greedy = generation.generate(model, tokenizer, prompts, batch_size=1, max_new_tokens=12)
+    likeliest = greedy.generate(model, tokenizer, prompts, batch_size=1, max_new_tokens=12)
     model.generation_config.update(do_sample=True, temperature=9.0, top_p=0.9, top_k=50)
-    assert generation.generate(model, tokenizer, prompts, batch_size=1, max_new_tokens=12) == greedy
+    assert greedy.generate(model, tokenizer, prompts, batch_size=1, max_new_tokens=12) == likeliest
 
 
 def test_scores_are_those_of_sacrebleu_and_rouge_score():

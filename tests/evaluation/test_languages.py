@@ -6,7 +6,7 @@ import pytest
 from helpers import refusal, stage, write_params
 
 from finetune.data import prepared
-from finetune.evaluation import generation
+from finetune.generation.greedy import GreedyAnswers
 
 SENTENCES = {
     "Chinese": "第{n}个答案是去公园散步。",
@@ -33,7 +33,7 @@ def evaluate(workspace, model, monkeypatch, sentence: str, change) -> dict:
         return splits, facts
 
     monkeypatch.setattr(prepared, "load", loaded)
-    monkeypatch.setattr(generation, "generate", lambda *args, **kwargs: said)
+    monkeypatch.setattr(GreedyAnswers, "to", lambda *args, **kwargs: said)
     stage("eval", "--base", "--model_name", model)
     rows = (workspace / "data/predictions/base.jsonl").read_text().splitlines()
     names = ("base", "base.facts")

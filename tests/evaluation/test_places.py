@@ -6,7 +6,8 @@ import sys
 import pytest
 from helpers import ROOT, command, refusal, stage
 
-from finetune.evaluation import generation, scoring
+from finetune.evaluation import scoring
+from finetune.generation.greedy import GreedyAnswers
 
 NOWHERE = "/dev/null/nowhere"
 """A path at which not even root can make a folder."""
@@ -55,7 +56,7 @@ def test_scoring_is_tried_before_the_model_answers(prepared, tiny_models, monkey
         raise OSError("no scores today")
 
     monkeypatch.setattr(scoring.Bleu, "_compute", broken)
-    monkeypatch.setattr(generation, "generate", lambda *args, **kwargs: pytest.fail("answered first"))
+    monkeypatch.setattr(GreedyAnswers, "to", lambda *args, **kwargs: pytest.fail("answered first"))
     assert "no scores today" in refusal("eval", "--base", "--model_name", tiny_models["llama"])
 
 

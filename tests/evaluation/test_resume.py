@@ -14,7 +14,9 @@ import pytest
 from helpers import ROOT, drafts_in, files_in, refusal, signalled, stage, write_params
 
 from finetune import dvc_files, files
-from finetune.evaluation import decoding, generation, portions, scoring
+from finetune.evaluation import portions, scoring
+from finetune.generation.engine import Engine
+from finetune.generation.greedy import GreedyAnswers
 
 KEPT = Path("models/.snapshots")
 PROMPTS = 16
@@ -48,37 +50,29 @@ def outcome() -> dict[str, bytes]:
 
 @pytest.fixture
 def asked(monkeypatch) -> list[int]:
-    """How many prompts each call of `generate` was to answer."""
-    real, counts = generation.generate, []
+    """How many prompts each portion was to answer."""
+    real, counts = GreedyAnswers.to, []
 
-    def counted(model, tokenizer, prompts, **settings):
+    def counted(self, prompts, progress):
         counts.append(len(prompts))
-        return real(model, tokenizer, prompts, **settings)
+        return real(self, prompts, progress)
 
-    monkeypatch.setattr(generation, "generate", counted)
+    monkeypatch.setattr(GreedyAnswers, "to", counted)
     return counts
 
 
 def interrupted(monkeypatch, arguments: list[str], place: object, name: str, after: int, how: BaseException) -> None:
-    """Run eval until the `after`-th call of `place`'s `name`, of a generator its `after`-th item, where `how` is raised."""
+    """Run eval until the `after`-th call of `place`'s `name`, where `how` is raised."""
     real, calls = getattr(place, name), []
 
-    def noted() -> None:
+    def instead(*args, **kwargs):
         calls.append(1)
         if len(calls) == after:
             raise how
-
-    def instead(*args, **kwargs):
-        noted()
         return real(*args, **kwargs)
 
-    def items(*args, **kwargs):
-        for item in real(*args, **kwargs):
-            noted()
-            yield item
-
     with monkeypatch.context() as patched:
-        patched.setattr(place, name, items if name == "tokens" else instead)
+        patched.setattr(place, name, instead)
         with pytest.raises((Killed, SystemExit)):
             stage("eval", *arguments)
 
@@ -100,9 +94,9 @@ def test_a_killed_run_ends_with_the_bytes_of_one_that_never_was(base, asked, mon
         Path(path).unlink()
     for place, name, after, how in (
         (portions, "sequence_losses", 3, Killed()),
-        (decoding, "tokens", 3 * 40, Killed()),  # in the first portion of answers
+        (Engine, "step", 60, Killed()),  # in the first portion of answers
         (files, "write_jsonl", 1, Killed()),  # while it is written
-        (decoding, "tokens", 5 * 40, Killed()),  # in the second portion that is left
+        (Engine, "step", 100, Killed()),  # in the second portion that is left
         (files.tempfile, "mkstemp", 1, OSError(errno.ENOSPC, "full")),
         (scoring, "beside", 1, Killed()),
         (files, "write_json", 2, Killed()),  # between the metrics and their facts

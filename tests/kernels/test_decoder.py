@@ -11,7 +11,7 @@ from finetune.kernels import attention
 from finetune.kernels.decoder import replace_decoder_layers
 from finetune.kernels.lora import fuse
 from finetune.kernels.loss import response_loss
-from finetune.kernels.packing import longest_pass, micro_batches, pack
+from finetune.kernels.packing import longest_micro_batch, micro_batches, pack
 from finetune.models.base import Base
 from finetune.models.loading import layer_stack, load_base
 
@@ -125,13 +125,13 @@ def test_what_a_longer_pass_has_left_behind_changes_nothing(tmp_path):
     assert all(torch.equal(found[1][name], gradient) for name, gradient in expected[1].items())
 
 
-def test_a_pass_in_between_is_told_of(tmp_path):
+def test_a_forward_in_between_is_told_of(tmp_path):
     model = loaded("llama", "lora", tmp_path)
     assert replaced(model)
     (first,), (second,) = (micro_batches(pack(rows([length])), 1000) for length in (30, 40))
     loss = response_loss(model, first)
     response_loss(model, second)
-    with pytest.raises(RuntimeError, match="another pass has gone through the model"):
+    with pytest.raises(RuntimeError, match="another forward has gone through the model"):
         loss.backward()
 
 
@@ -168,6 +168,6 @@ def test_dropout_and_dora_keep_peft_s_layers(tmp_path):
 
 
 def test_the_longest_pass():
-    assert longest_pass([10, 100, 300, 200], sequences=2, tokens=1000) == 512
-    assert longest_pass([10, 100, 300, 200], sequences=4, tokens=400) == 448
-    assert longest_pass([10, 900], sequences=4, tokens=400) == 960
+    assert longest_micro_batch([10, 100, 300, 200], sequences=2, tokens=1000) == 512
+    assert longest_micro_batch([10, 100, 300, 200], sequences=4, tokens=400) == 448
+    assert longest_micro_batch([10, 900], sequences=4, tokens=400) == 960

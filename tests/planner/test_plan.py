@@ -11,7 +11,7 @@ from finetune.costs.memory_parts import Activations, memory_parts
 from finetune.errors import UserError
 from finetune.kernels.adamw import SplitAdamW
 from finetune.kernels.loss import response_loss
-from finetune.kernels.packing import longest_pass, micro_batches, pack
+from finetune.kernels.packing import longest_micro_batch, micro_batches, pack
 from finetune.methods import METHODS
 from finetune.models.adapters import trainable
 from finetune.models.base import Base
@@ -34,7 +34,7 @@ def planned(base, p, device=None):
 def test_the_parts_are_those_that_a_step_holds(workspace, tiny_models, family, method, checkpointing):
     write_params(workspace, method=method, train={"gradient_checkpointing": checkpointing})
     p, base = params.load(), base_for(tiny_models, family, method)
-    model = trainable(Base(base), METHODS[method], p.lora, longest_pass(LENGTHS, 4, 1024)).train()
+    model = trainable(Base(base), METHODS[method], p.lora, longest_micro_batch(LENGTHS, 4, 1024)).train()
     if checkpointing:
         model.gradient_checkpointing_enable()
     rows = [{"input_ids": list(range(length)), "labels": list(range(length))} for length in LENGTHS]

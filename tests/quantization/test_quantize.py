@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from finetune.data import prepared
 from finetune.device import compute_dtype
-from finetune.evaluation.generation import generate
+from finetune.generation.greedy import generate
 from finetune.models.adapters import trainable
 from finetune.models.base import Base, load_tokenizer
 from finetune.models.loading import load_base

@@ -8,7 +8,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from finetune.errors import UserError
-from finetune.serving.batch import Piece
+from finetune.serving.answer_stream import Piece
 from finetune.web.mount import mount
 
 ANSWERS = {

@@ -1,9 +1,9 @@
 """Keys and values of the prompts being answered, and attention over them.
 
-A slot holds one sequence. The slots in use are the first ones. A prompt enters the next slot as part of a packed pass;
-then each pass adds a token to every slot, and attends to what lies there, without a copy of it. Slots lie in blocks of
-neighbours, each as long as its longest needs for the next tokens; when one is full, all are laid out anew. So the
-memory is at most slots x positions x what the model keeps of a token (key heads x width, twice, in each layer).
+A slot holds one sequence. The slots in use are the first ones. A prompt enters the next slot as part of a packed
+forward; then each forward adds a token to every slot, and attends to what lies there, without a copy of it. Slots lie in
+blocks of neighbours, each as long as its longest needs for the next tokens; when one is full, all are laid out again. So
+the memory is at most slots x positions x what the model keeps of a token (key heads x width, twice, in each layer).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROWS = 16
 GROWTH = 16
 """Tokens that there is room for, at least, when blocks are laid out; lengths of blocks are multiples of it."""
 
-_NAME = "slots"
+_NAME = "kv_cache"
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class _Block:
         return storage[heads * self.start : heads * end].view(self.slots, heads, self.positions, -1)
 
 
-class Slots(Cache):
-    """The cache that a model is given: what it updates goes to the slots that the pass is about."""
+class KVCache(Cache):
+    """The cache that a model is given: keys and values go to the slots that the forward is about."""
 
     def __init__(self, count: int) -> None:
         """`count` slots, none in use."""
@@ -63,7 +63,7 @@ class Slots(Cache):
         self._entering: list[tuple[int, int, int]] | None = None
 
     def enter(self, lengths: list[int]) -> None:
-        """The next pass holds sequences of these lengths end to end; they take the next slots."""
+        """Expect a forward of sequences of these lengths end to end, which take the next slots."""
         first, end = len(self._lengths), 0
         self._entering = []
         for slot, length in enumerate(lengths, first):
@@ -72,7 +72,7 @@ class Slots(Cache):
         self._hold([*self._lengths, *lengths])
 
     def add(self, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """The next pass holds one token for each slot in use, and for free ones up to a multiple of `ROWS`.
+        """Expect a forward of one token for each slot in use, and for free ones up to a multiple of `ROWS`.
 
         Returns its positions, (slots, 1), and its attention mask, (slots, 1, 1, positions of the longest block).
         """
@@ -108,7 +108,7 @@ class Slots(Cache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keep keys and values, each (1, key heads, tokens, width) on entering, else (slots, key heads, 1, width).
 
-        Returns what the pass attends to: themselves on entering, else the storage of all slots.
+        Returns what the forward attends to: themselves on entering, else the storage of all slots.
         """
         keys = self._keep((layer_idx, "keys"), key_states)
         values = self._keep((layer_idx, "values"), value_states)
@@ -165,8 +165,8 @@ def _storage(blocks: list[_Block], heads: int, like: torch.Tensor) -> torch.Tens
 
 
 @contextmanager
-def attending_to_slots(model: PreTrainedModel) -> Iterator[None]:
-    """Passes of `model` within the block attend to the slots of their cache."""
+def attending_to_cache(model: PreTrainedModel) -> Iterator[None]:
+    """Forwards of `model` within the block attend to the slots of their cache."""
     before = model.config._attn_implementation
     model.set_attn_implementation(_NAME)
     try:
@@ -187,12 +187,12 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     """Attention of one new token in each slot: query (slots, heads, 1, width), key and value the storage of all.
 
-    Returns (slots, 1, heads, width). Packed passes go to `kernels.attention`.
+    Returns (slots, 1, heads, width). Packed forwards go to `kernels.attention`.
     """
     blocks: list[_Block] | None = getattr(attention_mask, "blocks", None)
     if attention_mask is None or blocks is None:
         return attention.attend(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-    attention._check_is_plain(kwargs, attention_mask.shape[-1])
+    attention.check_is_plain(kwargs, attention_mask.shape[-1])
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     heads = len(key) // sum(block.slots * block.positions for block in blocks)
     out = query.new_empty(*query.shape[:3], value.shape[-1])

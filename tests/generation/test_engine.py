@@ -9,16 +9,14 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from finetune import params
 from finetune.errors import UserError
-from finetune.evaluation import decoding
+from finetune.generation.engine import Engine
+from finetune.generation.prepared_model import prepared
+from finetune.generation.request import Request, Sampling, draw
 from finetune.kernels.lora import fuse
 from finetune.models.base import Base, load_tokenizer
 from finetune.models.loading import load_base
 from finetune.serving.adapter_file import read_adapter
-from finetune.serving.alone import answer_alone
-from finetune.serving.engine import Engine
-from finetune.serving.request import Request
-from finetune.serving.sampling import Sampling, draw
-from finetune.serving.text import TextStream
+from finetune.serving.answer_stream import TextStream
 
 ADAPTERS = {
     "all": {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"},
@@ -78,11 +76,11 @@ def engine():
 
         def make(base, folder=None, slots: int = 4) -> Engine:
             model = load_base(Base(base), torch.float32).eval()
-            context = decoding.prepared(model, prompts(2), 8)
+            context = prepared(model, prompts(2), 8)
             layers = context.__enter__()
             opened.append(context)
             for name in ADAPTERS if folder else ():
-                layers.hold(name, read_adapter(folder / name))
+                layers.load(name, read_adapter(folder / name))
             return Engine(model, layers, slots)
 
         yield make
@@ -115,24 +113,14 @@ def test_a_batch_mixes_adapters_and_the_base(family, quantized, tmp_path, engine
     assert [request.made for request in same] == [theirs(model, "few", ids, 12, [0]) for ids in prompts(3)]
 
 
-def test_an_adapter_that_is_dropped_leaves_the_others(tmp_path, engine):
-    base = base_in("llama", tmp_path, quantized=False)
-    model = with_adapters("llama", base, tmp_path / "tuned")
-    ours = engine(base, tmp_path / "tuned")
-    ours._layers.drop("all")
-    requests = [Request(prompts()[0], 12, [0], name) for name in ("few", "wide")]
-    run(ours, requests)
-    assert [one.made for one in requests] == [theirs(model, name, prompts()[0], 12, [0]) for name in ("few", "wide")]
-
-
-def test_an_adapter_of_other_shapes_is_refused_and_nothing_is_held(tmp_path, engine):
+def test_an_adapter_of_other_shapes_is_refused_and_nothing_is_loaded(tmp_path, engine):
     base = base_in("llama", tmp_path, quantized=False)
     with_adapters("llama", base, tmp_path / "tuned")
     ours = engine(base)
     parts = read_adapter(tmp_path / "tuned" / "all")
     first, *_ = parts
     with pytest.raises(ValueError, match=r"no\.such\.layer"):
-        ours._layers.hold("broken", {"no.such.layer": parts[first]})
+        ours._layers.load("broken", {"no.such.layer": parts[first]})
     with pytest.raises(UserError, match=r"can't be loaded"):
         (tmp_path / "tuned/all/adapter_model.safetensors").write_bytes(b"cut short")
         read_adapter(tmp_path / "tuned/all")
@@ -220,8 +208,9 @@ def test_a_model_with_a_state_is_answered_by_transformers(family, tmp_path):
     requests = [Request(ids, 10, [0]) for ids in prompts(3)]
     run(engine, requests)
     assert [one.made for one in requests] == [alone(model, ids, 10, [0]) for ids in prompts(3)]
-    drawn = [answer_alone(model, Request(prompts()[0], 10, [0], None, Sampling(1.5, seed=s))).made for s in (3, 3, 4)]
-    assert drawn[0] == drawn[1] != drawn[2]
+    drawn = [Request(prompts()[0], 10, [0], None, Sampling(1.5, seed=seed)) for seed in (3, 3, 4)]
+    run(engine, drawn)
+    assert drawn[0].made == drawn[1].made != drawn[2].made
 
 
 def test_a_fused_model_hears_peft_when_adapters_are_off_merged_or_mixed(tmp_path):

@@ -1,10 +1,11 @@
-"""The next token, drawn from a model's logits as a request asks."""
+"""What an engine is asked for: a prompt, how its tokens are chosen, and the answer so far."""
 
 from __future__ import annotations
 
 import math
 import secrets
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
 import torch
 
@@ -44,7 +45,7 @@ class Sampling:
 
 
 def draw(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """A token by its probability under `logits` (vocabulary), as `sampling` bounds it; in transformers' order:
+    """Draw a token by its probability under `logits` (vocabulary), as `sampling` bounds it; in transformers' order:
     temperature, top_k, top_p."""
     scores = logits.float().cpu() / sampling.temperature
     ranked = scores.sort(descending=True, stable=True)
@@ -52,3 +53,32 @@ def draw(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -
     # A token stays if those before it hold less than top_p: the first always does.
     kept = kept[: int((kept.cumsum(-1) - kept < sampling.top_p).sum())]
     return int(ranked.indices[torch.multinomial(kept, 1, generator=generator)])
+
+
+@dataclass(eq=False)
+class Request:
+    """A prompt, how it is to be answered, and the answer so far."""
+
+    prompt: list[int]
+    max_new_tokens: int
+    ends: Collection[int]
+    """The tokens that end an answer."""
+    adapter: str | None = None
+    """The name of one that the joint layers have; None: the base alone."""
+    sampling: Sampling = field(default_factory=Sampling)
+    made: list[int] = field(default_factory=list)
+    """The answer's tokens, the one that ends it included."""
+
+    def __post_init__(self) -> None:
+        self._generator = self.sampling.generator()
+
+    @property
+    def reason(self) -> str | None:
+        """Why the answer has ended: 'stop' (by an end token) or 'length' (as long as was allowed); None before it has."""
+        if self.made and self.made[-1] in self.ends:
+            return "stop"
+        return "length" if len(self.made) >= self.max_new_tokens else None
+
+    def choose(self, likeliest: int, logits: torch.Tensor) -> None:
+        """Add the next token, given the likeliest one and all logits (vocabulary)."""
+        self.made.append(likeliest if self._generator is None else draw(logits, self.sampling, self._generator))

@@ -1,6 +1,6 @@
-"""Adapters beside the layers of one product, and which of them each row of a pass takes.
+"""The adapters next to the layers of one product, and which of them each row of a forward takes.
 
-All that are held lie end to end in two matrices, as in `kernels.joint_adapters`. Rows of one adapter take a part of both
+All that are loaded lie end to end in two matrices, as in `kernels.joint_linear`. Rows of one adapter take a part of both
 as it lies; where a batch mixes adapters, one product serves all its rows, and a mask puts zeros where x Aᵀ is another's.
 """
 
@@ -11,15 +11,15 @@ from typing import NamedTuple
 
 import torch
 
-from finetune.kernels.joint_adapters import JointAdapters
+from finetune.kernels.joint_linear import JointAdapters
 from finetune.kernels.linear_parts import Adapter, LinearParts
 
 OWN = "own"
 """The adapter that peft has put into the model itself."""
 
 
-class Taken(NamedTuple):
-    """What a pass takes of the adapters held."""
+class Selected(NamedTuple):
+    """The part of the loaded adapters that a forward takes."""
 
     down: torch.Tensor
     """A, (ranks, in)."""
@@ -29,11 +29,11 @@ class Taken(NamedTuple):
     """(rows, ranks); None where every row takes all."""
 
 
-class Route:
-    """The adapter of each row of a pass, by name; None is the base alone."""
+class AdapterRows:
+    """The adapter of each row of a forward, by name; None is the base alone."""
 
     def __init__(self, rows: Sequence[str | None]) -> None:
-        self.used = [name for name in dict.fromkeys(rows) if name is not None]
+        self.used = {name for name in rows if name is not None}
         self.mixed = len(set(rows)) > 1
         self._rows = rows
         self._masks: dict[tuple[object, ...], torch.Tensor] = {}
@@ -48,20 +48,20 @@ class Route:
         return self._masks[key]
 
 
-class HeldAdapters:
+class LoadedAdapters:
     """The adapters of layers that are given the same rows."""
 
     def __init__(self, members: Sequence[LinearParts]) -> None:
-        """Holds the layers' own, if they have some, as `OWN`."""
+        """Load the layers' own, if they have some, as `OWN`."""
         self._members = members
         none = JointAdapters(members, [None] * len(members))
         self._down, self._up = none.down, none.up
         self._owners: list[str] = []
-        self._last: tuple[Route, Taken | None] | None = None
+        self._last: tuple[AdapterRows, Selected | None] | None = None
         if any(one.adapter is not None for one in members):
-            self.hold(OWN, [one.adapter for one in members])
+            self.load(OWN, [one.adapter for one in members])
 
-    def hold(self, name: str, adapters: Sequence[Adapter | None]) -> int:
+    def load(self, name: str, adapters: Sequence[Adapter | None]) -> int:
         """Add an adapter: its part for each of the layers. Returns the bytes that it takes."""
         joint = JointAdapters(self._members, adapters)
         joint.cast()
@@ -71,25 +71,16 @@ class HeldAdapters:
         self._last = None
         return joint.down.nbytes + joint.up.nbytes
 
-    def drop(self, name: str) -> None:
-        """Forget an adapter."""
-        kept = torch.tensor([index for index, owner in enumerate(self._owners) if owner != name], dtype=torch.long)
-        self._down, self._up = (
-            matrix.index_select(dim, kept.to(matrix.device)) for dim, matrix in enumerate((self._down, self._up))
-        )
-        self._owners = [owner for owner in self._owners if owner != name]
-        self._last = None
-
-    def taken(self, route: Route) -> Taken | None:
-        """What `route` takes of those held; None where no row takes any."""
-        if self._last is None or self._last[0] is not route:
-            self._last = route, self._taken(route)
+    def select(self, rows: AdapterRows) -> Selected | None:
+        """The part that `rows` take; None where no row takes any."""
+        if self._last is None or self._last[0] is not rows:
+            self._last = rows, self._selected(rows)
         return self._last[1]
 
-    def _taken(self, route: Route) -> Taken | None:
-        places = [index for index, owner in enumerate(self._owners) if owner in route.used]
+    def _selected(self, rows: AdapterRows) -> Selected | None:
+        places = [index for index, owner in enumerate(self._owners) if owner in rows.used]
         if not places:
             return None
         part = slice(places[0], places[-1] + 1)
-        mask = route.mask(self._owners[part], self._down) if route.mixed else None
-        return Taken(self._down[part], self._up[:, part], mask)
+        mask = rows.mask(self._owners[part], self._down) if rows.mixed else None
+        return Selected(self._down[part], self._up[:, part], mask)

@@ -1,15 +1,62 @@
-"""Many requests answered together, here and now."""
+"""Answers that are told in pieces, as their tokens come; many conversations may be answered together."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from finetune.data.forms import Turn
+from finetune.generation.request import Request, Sampling
 from finetune.serving.models import Served
-from finetune.serving.request import Request
-from finetune.serving.sampling import Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+
+
+class TextStream:
+    """Turns tokens into text as soon as it is certain.
+
+    Together the pieces are what decoding the whole answer and stripping it gives: a character whose bytes lie in several
+    tokens waits for the last of them, and white space for what follows it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
+        self._tokenizer, self._ends = tokenizer, ends
+        self._ids: list[int] = []
+        self._before = 0  # tokens whose text only tells how the next ones are spaced
+        self._told = 0  # tokens whose text has been handed out
+        self._started, self._space = False, ""
+
+    def add(self, tokens: Iterable[int]) -> str:
+        """The text that `tokens` make certain."""
+        self._ids += [token for token in tokens if token not in self._ends]
+        known, text = self._decode(self._ids[self._before : self._told]), self._decode(self._ids[self._before :])
+        if len(text) <= len(known) or text.endswith(_INCOMPLETE):
+            return ""
+        self._before, self._told = self._told, len(self._ids)
+        return self._stripped(text[len(known) :])
+
+    def end(self) -> str:
+        """What is left when no token follows."""
+        known, text = self._decode(self._ids[self._before : self._told]), self._decode(self._ids[self._before :])
+        return self._stripped(text[len(known) :])
+
+    def _stripped(self, text: str) -> str:
+        """`text`, without white space at the answer's start, and with what was held back before."""
+        text = self._space + text
+        if not self._started:
+            text = text.lstrip()
+        told = text.rstrip()
+        self._space = text[len(told) :]
+        self._started = self._started or bool(told)
+        return told
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)  # type: ignore[return-value]  # of one list, text
 
 
 @dataclass(frozen=True)
@@ -34,7 +81,7 @@ class Telling:
     def __init__(self, served: Served, request: Request, number: int = 0) -> None:
         """The clock starts; `number` is the question's."""
         self._request, self._number = request, number
-        self._text = served.text()
+        self._text = TextStream(served.tokenizer, served.ends)
         self._read = 0
         self._started = time.perf_counter()
 

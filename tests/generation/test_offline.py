@@ -1,4 +1,4 @@
-"""Our decoding loop makes the tokens that transformers makes of each prompt alone, or leaves the model to transformers."""
+"""The engine makes the tokens that transformers makes of each prompt alone, or leaves the model to transformers."""
 
 import gc
 
@@ -9,7 +9,11 @@ from families import alone
 from peft import LoraConfig, get_peft_model
 
 from finetune import params
-from finetune.evaluation import decoding, generation
+from finetune.generation import greedy
+from finetune.generation.adapter_rows import OWN
+from finetune.generation.engine import Engine
+from finetune.generation.prepared_model import prepared
+from finetune.generation.request import Request
 from finetune.methods import METHODS
 from finetune.models import loading
 from finetune.models.base import Base, load_tokenizer
@@ -30,12 +34,15 @@ def loaded(family: str, folder, **settings):
 
 @torch.no_grad()
 def ours(model, rows: list[list[int]], new_tokens: int, ends: list[int], slots: int = 4) -> list[list[int]]:
-    made: list[list[int]] = [[] for _ in rows]
-    with decoding.prepared(model, rows, new_tokens) as ready:
-        assert ready
-        for index, token in decoding.tokens(model, rows, slots=slots, max_new_tokens=new_tokens, ends=ends):
-            made[index].append(token)
-    return made
+    requests = [Request(ids, new_tokens, ends, OWN) for ids in rows]
+    with prepared(model, rows, new_tokens) as layers:
+        assert layers
+        engine = Engine(model, layers, slots, offline=True)
+        for request in requests:
+            engine.submit(request)
+        while engine.requests:
+            engine.step()
+    return [request.made for request in requests]
 
 
 @pytest.mark.parametrize("family", FITTING)
@@ -72,16 +79,16 @@ def test_models_with_a_state_are_left_to_transformers(family, tmp_path, tiny_mod
     folder = families.with_tokenizer(family, tmp_path, tiny_models["llama"])
     model, words = load_base(Base(folder), torch.float32).eval(), load_tokenizer(folder)
     row = prompts()[0]
-    with torch.no_grad(), decoding.prepared(model, [row], 10) as ready:
+    with torch.no_grad(), prepared(model, [row], 10) as ready:
         assert not ready
     expected = words.decode(alone(model, row, 10, [0]), skip_special_tokens=True).strip()
-    assert generation.generate(model, words, [row], batch_size=2, max_new_tokens=10) == [expected]
+    assert greedy.generate(model, words, [row], batch_size=2, max_new_tokens=10) == [expected]
 
 
 @pytest.mark.parametrize(("new_tokens", "fits"), [(20, True), (60, False)])
 def test_a_window_matters_where_an_answer_reaches_beyond_it(tmp_path, new_tokens, fits):
     model, rows = loaded("mistral", tmp_path, sliding_window=64), [prompts()[0]]
-    with torch.no_grad(), decoding.prepared(model, rows, new_tokens) as ready:
+    with torch.no_grad(), prepared(model, rows, new_tokens) as ready:
         assert bool(ready) == fits
 
 
@@ -158,5 +165,5 @@ def live_bytes() -> int:
 def test_progress_is_told_now_and_then_and_at_the_end(tmp_path, tiny_models):
     folder = families.with_tokenizer("llama", tmp_path, tiny_models["llama"])
     model, words, told = load_base(Base(folder), torch.float32), load_tokenizer(folder), []
-    generation.generate(model, words, prompts(), batch_size=4, max_new_tokens=5, progress=told.append)
+    greedy.generate(model, words, prompts(), batch_size=4, max_new_tokens=5, progress=told.append)
     assert told == [4, 8, 9]
