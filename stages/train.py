@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,17 @@ from finetune import cli, files, params, places
 from finetune.distributed import launcher
 
 if TYPE_CHECKING:
+    from datasets import DatasetDict
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from finetune.costs.meter import Meter
     from finetune.distributed.group import Group
+    from finetune.models.base import Base
+    from finetune.models.checkpoint import Checkpoint
+    from finetune.training.run import TrainingResult
+
+    Model = PreTrainedModel | PeftModel
 
 
 def main() -> None:
@@ -30,125 +42,196 @@ def main() -> None:
 
 
 def _train(args: Namespace, p: params.Params, out: places.Places, group: Group) -> None:
-    """The part of this process, which writes if it is the first of `group`."""
-    import transformers
-
-    from finetune import device
-    from finetune.costs.memory_parts import split_peak
+    """The share of this process, which writes if it is the first of `group`."""
     from finetune.costs.meter import Meter
-    from finetune.data import prepared
-    from finetune.kernels.packing import longest_micro_batch
-    from finetune.methods import METHODS
-    from finetune.models import probe, saved
-    from finetune.models.adapters import trainable
-    from finetune.models.base import Base
-    from finetune.models.checkpoint import Checkpoint
-    from finetune.models.loading import add_end_tokens, parameter_counts
-    from finetune.models.targets import check_reached
     from finetune.planner.announce import announce
     from finetune.snapshots.identity import identity
     from finetune.snapshots.unfinished import unfinished
-    from finetune.tracking.dvclive import live_log
-    from finetune.training import schedule
-    from finetune.training.run import train
 
-    method = METHODS[p.method]
-    base = Base.named(args.model_name, in_4_bits=method.quantized)
-    tokenizer = base.tokenizer
     data = Path(args.dataset or places.PREPARED)
-    splits, prepared_facts = prepared.load(data, tokenizer)
+    work = _work(args, p, out, data)
+    advice = announce(work.base, p, work.splits["train"])
+    # Where the base lies doesn't matter: its fingerprint is among the facts. Nor does the number of processes.
+    run = identity("train", work.checkpoint.facts() | {"base": None, "base_source": None}, [data])
+    group.agree(run, "settings, data, base model, code or versions")
+    with unfinished("train", run, out.metrics / "train.json") if group.is_first else nullcontext() as kept:
+        meter = Meter().start()
+        model = _model(work, group)
+        packed = _checked(work, model, group)
+        result = _trained(work, model, packed, meter, kept, group, advice)
+        meter.stop()
+        _write(work, model, result, meter, group)
 
-    settings = p.methods[p.method]
+
+@dataclass(frozen=True)
+class _Work:
+    """What is trained, on what, by which settings."""
+
+    p: params.Params
+    out: places.Places
+    base: Base
+    splits: DatasetDict
+    checkpoint: Checkpoint
+    """What will be saved."""
+
+    def shard(self, group: Group) -> bool:
+        """Whether each process holds a part of the model."""
+        return self.p.launch.shard and group.size > 1
+
+
+def _work(args: Namespace, p: params.Params, out: places.Places, data: Path) -> _Work:
+    """The base and the prepared data. Raises UserError if they don't fit each other or the settings."""
+    from finetune.data import prepared
+    from finetune.methods import METHODS
+    from finetune.models.base import Base
+    from finetune.models.checkpoint import Checkpoint
+    from finetune.training import schedule
+
+    method, settings = METHODS[p.method], p.methods[p.method]
+    base = Base.named(args.model_name, in_4_bits=method.quantized)
+    splits, facts = prepared.load(data, base.tokenizer)
     schedule.check(p.train, settings, len(splits["train"]))
-    advice = announce(base, p, splits["train"])
+    groups = {"lora": vars(p.lora)} if method.adapters else {}
     checkpoint = Checkpoint(
         out.folder,
         method,
         p.seed,
-        base.folder,
-        base.fingerprint,
-        prepared_facts["template"],
-        prepared_facts.get("end_tokens") or [],
-        prepared_facts["data"],
-        settings=({"lora": vars(p.lora)} if method.adapters else {}) | {"train": vars(p.train) | vars(settings)},
+        base_folder=base.folder,
+        base_fingerprint=base.fingerprint,
+        template=facts["template"],
+        end_tokens=facts.get("end_tokens") or [],
+        data=facts["data"],
+        settings=groups | {"train": vars(p.train) | vars(settings)},
         base_source=base.source,
     )
+    return _Work(p, out, base, splits, checkpoint)
 
-    # Where the base lies is no matter: its fingerprint is among the facts. Nor is the number of processes.
-    run = identity("train", checkpoint.facts() | {"base": None, "base_source": None}, [data])
-    group.agree(run, "settings, data, base model, code or versions")
-    with unfinished("train", run, out.metrics / "train.json") if group.is_first else nullcontext() as kept:
-        meter = Meter().start()
-        transformers.set_seed(p.seed)
-        extremes = prepared.extremes(splits["train"])
-        shard = p.launch.shard and group.size > 1
-        with device.enough_memory("choose a smaller model.source, or method qlora"):
-            tokens = longest_micro_batch(
-                prepared.lengths(splits["train"]), p.train.batch_size, p.train.tokens_per_micro_batch
-            )
-            model = trainable(base, method, p.lora, tokens, shard=shard)
-        add_end_tokens(model, checkpoint.end_tokens)
-        if group.is_first:
-            saved.check_can_be_saved(model, tokenizer, checkpoint)
-            files.check_writable(out.metrics, out.plots)
-        with device.enough_memory("lower data.max_length, or choose a smaller model.source"):
-            probe.check_vocabulary(model, max(prepared.highest_token(splits["train"]), tokenizer.pad_token_id))
-            packed = probe.can_be_packed(model, extremes)
-            check_reached(model, extremes[0])
-        trained, total = parameter_counts(model)
-        where = f"{device.describe()}{f', in {group.size} processes' * (group.size > 1)}"
-        print(f"{method.name}: {trained:,} of {total:,} parameters trained, on {where}")
-        if not packed:
-            print("sequences of this model would hear of each other in one pass: each goes through it alone")
-        with live_log(out.plots / "live") if group.is_first else nullcontext() as log, device.enough_memory(advice):
-            result = train(
-                model,
-                tokenizer,
-                splits,
-                settings=p.train,
-                method=settings,
-                seed=p.seed,
-                packed=packed,
-                meter=meter,
-                log=log,
-                unfinished=kept,
-                group=group,
-                shard=shard,
-            )
-        meter.stop()
-        peaks = [round(peak, 3) for peak in group.gathered(meter.peak_device_gb())]
-        energy = meter.energy(group)
-        if not group.is_first:
-            return
-        saved.save(model, tokenizer, checkpoint, result.weights)
-        meter.save(out.plots / places.MEMORY_TABLE)
-        files.write_json(
-            out.metrics / "train.json",
-            {
-                "validation_loss": round(result.validation_loss, 4),
-                "kept_step": result.kept_step,
-                "peak_device_gb": max(peaks),
-                "epoch_seconds": round(result.seconds / result.epochs, 1),
-                "tokens_per_second": round(result.tokens / result.seconds, 1),
-                "size_gb": round(saved.size_gb(out.folder), 4),
-                **energy,
-            },
+
+def _model(work: _Work, group: Group) -> Model:
+    """The base model as the method trains it."""
+    import transformers
+
+    from finetune import device
+    from finetune.data import prepared
+    from finetune.kernels.packing import longest_micro_batch
+    from finetune.models.adapters import trainable
+    from finetune.models.loading import add_end_tokens
+
+    p = work.p
+    transformers.set_seed(p.seed)
+    tokens = longest_micro_batch(
+        prepared.lengths(work.splits["train"]), p.train.batch_size, p.train.tokens_per_micro_batch
+    )
+    with device.enough_memory("choose a smaller model.source, or method qlora"):
+        model = trainable(work.base, work.checkpoint.method, p.lora, tokens, shard=work.shard(group))
+    add_end_tokens(model, work.checkpoint.end_tokens)
+    return model
+
+
+def _checked(work: _Work, model: Model, group: Group) -> bool:
+    """Whether sequences can share a micro-batch. Raises UserError if the result wouldn't be worth the hours."""
+    from finetune import device
+    from finetune.data import prepared
+    from finetune.models import saved
+    from finetune.models.check_model import check_model
+    from finetune.models.loading import parameter_counts
+
+    if group.is_first:
+        saved.check_can_be_saved(model, work.base.tokenizer, work.checkpoint)
+        files.check_writable(work.out.metrics, work.out.plots)
+    split = work.splits["train"]
+    with device.enough_memory("lower data.max_length, or choose a smaller model.source"):
+        packed = check_model(model, prepared.extremes(split), _highest_token(work), adapters=True)
+    trained, total = parameter_counts(model)
+    where = f"{device.describe()}{f', in {group.size} processes' * (group.size > 1)}"
+    print(f"{work.checkpoint.method.name}: {trained:,} of {total:,} parameters trained, on {where}")
+    if not packed:
+        print("this model carries state across packed sequences; packing is off")
+    return packed
+
+
+def _highest_token(work: _Work) -> int:
+    """The highest token id that the model will be given."""
+    from finetune.data import prepared
+
+    return max(prepared.highest_token(work.splits["train"]), work.base.tokenizer.pad_token_id)
+
+
+def _trained(
+    work: _Work,
+    model: Model,
+    packed: bool,
+    meter: Meter,
+    kept: Path | None,
+    group: Group,
+    advice: Callable[[], str],
+) -> TrainingResult:
+    """Train `model` in place, from the last snapshot in `kept` if there is one."""
+    from finetune import device
+    from finetune.tracking.dvclive import live_log
+    from finetune.training.run import train
+
+    p, out = work.p, work.out
+    with live_log(out.plots / "live") if group.is_first else nullcontext() as log, device.enough_memory(advice):
+        return train(
+            model,
+            work.base.tokenizer,
+            work.splits,
+            settings=p.train,
+            method=p.methods[p.method],
+            seed=p.seed,
+            packed=packed,
+            meter=meter,
+            log=log,
+            unfinished=kept,
+            group=group,
+            shard=work.shard(group),
         )
-        files.write_json(
-            out.metrics / "train.facts.json",
-            {
-                "train_loss": round(result.train_loss, 4),
-                "steps": result.steps,
-                "train_seconds": round(result.seconds, 1),
-                "trained_parameters": trained,
-                "peak_process_gb": round(meter.peak_process_gb(), 3),
-                **split_peak(result.memory, peaks[0]),
-                "hardware": device.describe(),
-                "versions": device.versions(),
-                "weights": checkpoint.fingerprint,
-                **({"peak_device_gb_by_process": peaks} if group.size > 1 else {}),
-            },
-        )
+
+
+def _write(work: _Work, model: Model, result: TrainingResult, meter: Meter, group: Group) -> None:
+    """Write the model, and what it cost; the first of `group` does."""
+    from finetune.models import saved
+    from finetune.models.loading import parameter_counts
+
+    peaks = [round(peak, 3) for peak in group.gathered(meter.peak_device_gb())]
+    energy = meter.energy(group)
+    if not group.is_first:
+        return
+    out, trained = work.out, parameter_counts(model)[0]
+    saved.save(model, work.base.tokenizer, work.checkpoint, result.weights)
+    meter.save(out.plots / places.MEMORY_TABLE)
+    figures = {
+        "validation_loss": round(result.validation_loss, 4),
+        "kept_step": result.kept_step,
+        "peak_device_gb": max(peaks),
+        "epoch_seconds": round(result.seconds / result.epochs, 1),
+        "tokens_per_second": round(result.tokens / result.seconds, 1),
+        "size_gb": round(saved.size_gb(out.folder), 4),
+    }
+    files.write_json(out.metrics / "train.json", figures | energy)
+    files.write_json(out.metrics / "train.facts.json", _facts(work, result, meter, peaks, trained))
+
+
+def _facts(
+    work: _Work, result: TrainingResult, meter: Meter, peaks: list[float], trained: int
+) -> dict[str, float | str | list[float]]:
+    """What else is known of the run: its steps, its memory in parts, and what it ran on."""
+    from finetune import device
+    from finetune.costs.memory_parts import split_peak
+
+    return {
+        "train_loss": round(result.train_loss, 4),
+        "steps": result.steps,
+        "train_seconds": round(result.seconds, 1),
+        "trained_parameters": trained,
+        "peak_process_gb": round(meter.peak_process_gb(), 3),
+        **split_peak(result.memory, peaks[0]),
+        "hardware": device.describe(),
+        "versions": device.versions(),
+        "weights": work.checkpoint.fingerprint,
+        **({"peak_device_gb_by_process": peaks} if len(peaks) > 1 else {}),
+    }
 
 
 if __name__ == "__main__":

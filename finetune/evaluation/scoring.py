@@ -132,3 +132,32 @@ def beside(rows: Iterable[dict], answers: list[str], losses: list[SequenceLoss],
         }
         for row, answer, loss in zip(rows, answers, losses, strict=True)
     ]
+
+
+def report(
+    answers: list[str], references: list[str], losses: list[SequenceLoss], at_best: dict, tokenize: str
+) -> tuple[dict, dict]:
+    """The few figures of the answers that people look at, and the other ones.
+
+    `at_best` are the scores of the references themselves.
+    """
+    from finetune.kernels.loss import mean_loss
+
+    scores = score(answers, references, tokenize)
+    test_loss = mean_loss(losses)
+    figures = {
+        "bleu": round(scores["bleu"], 2),
+        "rouge_l": round(scores["rougeL"], 2),
+        "test_loss": round(test_loss, 4),
+    }
+    facts = {
+        "rouge_1": round(scores["rouge1"], 2),
+        "rouge_2": round(scores["rouge2"], 2),
+        "perplexity": perplexity(test_loss),
+        "bleu_signature": scores["bleu_signature"],
+        "rouge_signature": scores["rouge_signature"],
+        "bleu_at_best": round(at_best["bleu"], 2),
+        "rouge_l_at_best": round(at_best["rougeL"], 2),
+        "empty_answers": answers.count(""),
+    }
+    return figures, facts

@@ -13,7 +13,7 @@ from finetune.evaluation import scoring
 from finetune.kernels.attention import ATTENTION_NAME
 from finetune.kernels.loss import sequence_losses
 from finetune.kernels.packing import TOKENS_PER_FORWARD
-from finetune.models import probe
+from finetune.models.check_model import check_model
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,7 +51,7 @@ class TestSet:
         """The loss of each example under `model`, which takes our attention from here on."""
         if model.config._attn_implementation != ATTENTION_NAME:
             model.set_attn_implementation(ATTENTION_NAME)
-        packed = probe.can_be_packed(model, prepared.extremes(self._test))
+        packed = check_model(model, prepared.extremes(self._test), prepared.highest_token(self._test))
         losses = sequence_losses(model, self._test, TOKENS_PER_FORWARD if packed else 1)
         scoring.check_losses(self._test, losses)
         return numpy.array([loss.nats for loss in losses])

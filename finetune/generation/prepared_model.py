@@ -19,7 +19,7 @@ from finetune.generation.joint_layers import JointLayers, joint
 from finetune.generation.kv_cache import attending_to_cache
 from finetune.kernels.calls import recorded_calls
 from finetune.kernels.loss import head_inputs
-from finetune.models.probe import TOLERANCE
+from finetune.models.check_model import TOLERANCE
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -34,7 +34,7 @@ def response_loss(model: PreTrainedModel | PeftModel, batch: Batch) -> torch.Ten
     """Summed cross-entropy (nats, fp32 scalar) of the labelled tokens.
 
     `batch` is packed, of one micro-batch. Equal to the model's own loss on each sequence alone, summed instead of
-    averaged, for a model that `models.probe` lets pass.
+    averaged, for a model that `models.check_model` lets pass.
     """
     hidden, targets = _labelled(model, batch)
     # Its weight is read, not its result: logits are then made of labelled positions alone, a chunk at a time.

@@ -1,9 +1,12 @@
 """What each method makes of a base model: adapters over frozen weights, or every parameter trained."""
 
+import re
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -14,10 +17,12 @@ from finetune.kernels.decoder import replace_decoder_layers
 from finetune.kernels.layers import replace_layers
 from finetune.kernels.lora import fuse
 from finetune.methods import Method
-from finetune.models import lost
+from finetune.models import rounding_error
 from finetune.models.base import Base
 from finetune.models.loading import copy_from_file, layer_stack, load_base
-from finetune.models.targets import check_head_and_rank, check_names
+
+ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)
+"""Modules that adapters are put on here."""
 
 
 def trainable(
@@ -76,7 +81,7 @@ def _adapted(base: PreTrainedModel, method: Method, lora: params.Lora, folder: P
     model = with_new_adapters(base, method, lora)
     copy_from_file(base)
     if folder and method.quantized and lora.start == "rounding_error":
-        lost.start(model, folder)
+        rounding_error.start(model, folder)
     fuse(model)
     return model
 
@@ -94,10 +99,73 @@ def with_new_adapters(base: PreTrainedModel, method: Method, lora: params.Lora) 
         **method.lora_options,
     )
     base.requires_grad_(False)
-    check_names(base, lora.target_modules)
+    _check_names(base, lora.target_modules)
     try:
         model = get_peft_model(base, config)
     except (ValueError, TypeError, AttributeError) as error:  # as peft happens to find out
         raise UserError(f"lora.target_modules: {first_line(error)}") from None
-    check_head_and_rank(model, lora)
+    _check_head_and_rank(model, lora)
     return model
+
+
+def _check_names(model: PreTrainedModel, targets: str | list[str]) -> None:
+    """Raise UserError if a name or pattern of `targets` fits no module of `model`, or one that has no matrix.
+
+    peft raises only if none of them fits, and passes over the rest.
+    """
+    if targets == "all-linear":
+        return
+    for target in [targets] if isinstance(targets, str) else targets:
+        modules = [(name, module) for name, module in model.named_modules() if name]
+        meant = [module for name, module in modules if _is_meant(name, target, isinstance(targets, str))]
+        if not meant:
+            raise UserError(f"lora.target_modules: the model has no module {target!r}; there are {_kinds(model)}")
+        odd = [type(module).__name__ for module in meant if not isinstance(module, ADAPTABLE)]
+        if odd:
+            raise UserError(
+                f"lora.target_modules: {target!r} is a {odd[0]}, which has no matrix of its own to adapt; there are "
+                f"{_kinds(model)}"
+            )
+
+
+def _check_head_and_rank(model: PeftModel, lora: params.Lora) -> None:
+    """Raise UserError if the head of `model` is adapted, or if `lora.r` is more than any adapted matrix can use."""
+    adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
+    head = model.get_output_embeddings()
+    if any(layer is head for layer in adapted.values()):
+        raise UserError(
+            "lora.target_modules: takes in the head over the vocabulary, which is never adapted here; leave it out"
+        )
+    widest = max(map(_most_rank, adapted.values()))
+    if lora.r > widest:
+        raise UserError(f"lora.r: {lora.r} is more than the rank of any adapted matrix, {widest} at most; lower it")
+
+
+def _most_rank(layer: BaseTunerLayer) -> int:
+    """The smaller side of the matrix that `layer` adapts, or of the largest of its matrices."""
+    return max(min(_shape(weight)) for weight in layer.get_base_layer().parameters() if len(_shape(weight)) > 1)
+
+
+def _shape(weight: nn.Parameter) -> tuple[int, ...]:
+    """The last two dimensions: experts lie one on another, and 4 bits in blocks."""
+    state = getattr(weight, "quant_state", None)
+    return tuple(weight.shape if state is None else state.shape)[-2:]
+
+
+def _is_meant(name: str, target: str, is_pattern: bool) -> bool:
+    """As peft compares: text as a pattern of the whole path; an entry of a list as the path, or its end."""
+    if not is_pattern:
+        return name == target or name.endswith(f".{target}")
+    try:
+        return re.fullmatch(target, name) is not None
+    except re.error as error:
+        raise UserError(f"lora.target_modules: {target!r} is no regular expression ({error})") from None
+
+
+def _kinds(model: PreTrainedModel) -> str:
+    """The names of `model`'s linear layers, each once, without the head."""
+    head = model.get_output_embeddings()
+    names = {
+        name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D)) and module is not head
+    }
+    return ", ".join(sorted({name.rsplit(".", 1)[-1] for name in names}))

@@ -20,8 +20,8 @@ from finetune.kernels.packing import ROUND_ROWS_TO, grouped, micro_batches, pack
 from finetune.methods import Method
 from finetune.models.adapters import as_trained, weights_dtype
 from finetune.models.base import Base
+from finetune.models.check_model import in_training_precision
 from finetune.models.loading import layer_stack, load_base
-from finetune.models.probe import in_training_precision
 from finetune.planner.devices import Speed
 from finetune.planner.passes import Records
 from finetune.planner.sizes import Sizes

@@ -46,7 +46,7 @@ class Pass:
     """Tokens of its longest sequence."""
     room: int
     """Tokens that the layers' shared memory is laid out for: before training the longest and the shortest sequence go
-    through together (`models.probe`)."""
+    through together (`models.check_model`)."""
     targets: int
     accumulated: bool
     """Another pass of the same step comes before it, whose gradients are there."""

@@ -15,7 +15,7 @@ from finetune import params
 from finetune.device import compute_dtype
 from finetune.errors import UserError
 from finetune.files import copy_into
-from finetune.models import lost
+from finetune.models import rounding_error
 from finetune.models.base import Base
 from finetune.models.loading import load_base
 from finetune.quantization.calibration import can_be_walked
@@ -38,14 +38,14 @@ def quantise(base: Base, rows: list[list[int]], settings: params.Quantization, t
     calibration = settings.calibration
     if calibration == "gptq" and not can_be_walked(model, rows[0]):
         calibration = "nearest"
-    kept = {}
+    errors = {}
     for name, result in _rounded(model, names, rows if calibration == "gptq" else [], settings):
         _put(cast(Linear4bit, frame.get_submodule(name)), result)
-        kept[name] = result.lost
-        if len(kept) % 30 == 0:
-            print(f"{len(kept)} of {len(names)} layers in 4 bits", flush=True)
+        errors[name] = result.error
+        if len(errors) % 30 == 0:
+            print(f"{len(errors)} of {len(names)} layers in 4 bits", flush=True)
     frame.save_pretrained(target)
-    lost.save(kept, target)
+    rounding_error.save(errors, target)
     _copy_beside_weights(base.folder, target)
     return calibration
 

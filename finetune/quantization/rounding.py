@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from finetune import params
-from finetune.models.lost import Factors, factors
+from finetune.models.rounding_error import Factors, factors
 from finetune.quantization import gptq
 from finetune.quantization.calibration import Inputs, walk
 from finetune.quantization.grid import Grid
@@ -26,7 +26,7 @@ class Rounded:
     state: QuantState
     weight: torch.Tensor
     """What is read of them, (outputs, inputs)."""
-    lost: Factors
+    error: Factors
     """Of what rounding took from the weight."""
 
 

@@ -27,7 +27,7 @@ from finetune.distributed.shards import local, whole
 from finetune.distributed.wrapped import wrapped
 from finetune.errors import UserError
 from finetune.files import read_json
-from finetune.models import probe
+from finetune.models import check_model
 from finetune.models.loading import layer_stack
 from finetune.models.saved import trained
 from finetune.snapshots import snapshot, tensor_file
@@ -92,7 +92,7 @@ def train(
         folder = unfinished or Path(scratch)
         resumed = seen_by_all(snapshot.newest(folder) if group.is_first else None, group, Path(scratch))
         passes, signals = wrapped(model, layer_stack(model), group, shard=shard), Signals(alone=group.size == 1)
-        before = probe.outcome(model, shortest, passes)
+        before = check_model.outcome(model, shortest, passes)
         points = schedule.validation_steps(settings, method, len(splits["train"]))
         trainer = ResponseTrainer(
             model,
@@ -108,7 +108,7 @@ def train(
         )
         memory = _restore(trainer, resumed) if resumed else None
         _make_steps(trainer, resumed, signals)
-        if torch.equal(probe.outcome(model, shortest, passes), before):
+        if torch.equal(check_model.outcome(model, shortest, passes), before):
             raise UserError(
                 f"training changed nothing that the model answers: raise methods.<method>.learning_rate, which is "
                 f"{method.learning_rate:g}, or methods.<method>.epochs"

@@ -5,7 +5,7 @@ import torch
 
 from finetune import device as devices
 from finetune.costs.meter import Meter
-from finetune.models import adapters, probe
+from finetune.models import adapters, check_model
 from finetune.training import random_state, trainer
 from finetune.training import run as training
 
@@ -38,7 +38,7 @@ def fp16(device, monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
         assert devices.compute_dtype() == torch.float16
     else:
-        for module in (devices, adapters, probe, training, trainer):
+        for module in (devices, adapters, check_model, training, trainer):
             monkeypatch.setattr(module, "compute_dtype", lambda: torch.float16)
 
 

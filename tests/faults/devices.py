@@ -7,7 +7,7 @@ import torch
 from helpers import stage
 
 from faults import Bench, Fault
-from finetune.models import loading, probe
+from finetune.models import check_model, loading
 from finetune.training import shares, trainer
 
 CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: 12 bytes")
@@ -15,7 +15,7 @@ CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllo
 
 PLACES = {
     "loading": (loading.AutoModelForCausalLM, "from_pretrained"),
-    "looking at the model": (probe, "_own"),
+    "looking at the model": (check_model, "_own"),
     "training": (trainer, "response_loss"),
     "validating": (shares, "losses_of"),
 }

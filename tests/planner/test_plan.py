@@ -15,7 +15,7 @@ from finetune.kernels.packing import longest_micro_batch, micro_batches, pack
 from finetune.methods import METHODS
 from finetune.models.adapters import trainable
 from finetune.models.base import Base
-from finetune.models.probe import in_training_precision
+from finetune.models.check_model import in_training_precision
 from finetune.planner import devices, fits
 from finetune.planner.parts import parts
 from finetune.planner.passes import Records, largest, records

@@ -19,8 +19,8 @@ from finetune.device import compute_dtype
 from finetune.generation.greedy import generate
 from finetune.models.adapters import trainable
 from finetune.models.base import Base, load_tokenizer
+from finetune.models.check_model import in_training_precision
 from finetune.models.loading import load_base
-from finetune.models.probe import in_training_precision
 
 FOUR = "models/base-4bit"
 
@@ -136,7 +136,7 @@ def test_only_so_many_examples_are_looked_at(workspace, tiny_models):
 def test_a_base_that_is_in_four_bits_stays_so(workspace, tiny_models, capsys):
     made(workspace, tiny_models["llama"])
     stored = shutil.copytree(workspace / FOUR, workspace / "stored")
-    (stored / "lost.safetensors").unlink()
+    (stored / "rounding_error.safetensors").unlink()
     stage("quantize", "--model_name", stored)
     assert "is in 4 bits already (nf4), and stays so" in capsys.readouterr().out
     assert files_in(workspace / FOUR)["model.safetensors"] == files_in(stored)["model.safetensors"]

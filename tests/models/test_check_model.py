@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from finetune.errors import UserError
 from finetune.kernels.loss import response_loss
 from finetune.kernels.packing import micro_batches, pack
-from finetune.models import probe
+from finetune.models import check_model
 from finetune.models.base import Base
 from finetune.models.loading import load_base
 
@@ -35,8 +35,12 @@ def rows() -> list[list[int]]:
 
 
 def loaded(family: str, folder, monkeypatch, **settings):
-    monkeypatch.setattr(probe, "compute_dtype", lambda: torch.float32)
+    monkeypatch.setattr(check_model, "compute_dtype", lambda: torch.float32)
     return load_base(Base(families.save(family, folder, **settings)), torch.float32).eval()
+
+
+def checked(model, given: list[list[int]]) -> bool:
+    return check_model.check_model(model, [min(given, key=len), max(given, key=len)], max(map(max, given)))
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
@@ -72,7 +76,7 @@ def check_gradients(model, packed: bool) -> None:
 @pytest.mark.parametrize("family", [*families.PACKED, *families.STATEFUL])
 def test_what_passes_trains_as_the_plain_form(tmp_path, monkeypatch, family):
     model = loaded(family, tmp_path, monkeypatch)
-    packed = probe.can_be_packed(model, rows())
+    packed = checked(model, rows())
     assert packed == (family in families.PACKED)
     check_gradients(model, packed)
 
@@ -80,7 +84,7 @@ def test_what_passes_trains_as_the_plain_form(tmp_path, monkeypatch, family):
 @pytest.mark.parametrize("family", REFUSED)
 def test_what_does_not_is_refused_in_a_sentence(tmp_path, monkeypatch, family):
     with pytest.raises(UserError, match=REFUSED[family]):
-        probe.can_be_packed(loaded(family, tmp_path, monkeypatch), rows())
+        checked(loaded(family, tmp_path, monkeypatch), rows())
 
 
 @pytest.mark.slow
@@ -92,7 +96,7 @@ def test_every_family_of_transformers_trains_plainly_or_is_refused(tmp_path, mon
         pytest.skip(f"no tiny model: {error}")
     try:
         model = loaded(family, tmp_path, monkeypatch)
-        packed = probe.can_be_packed(model, rows())
+        packed = checked(model, rows())
     except UserError:
         return
     check_gradients(model, packed)
@@ -114,21 +118,21 @@ def test_logits_changed_after_the_head_are_seen_whatever_the_key_is_called(tiny_
 
     monkeypatch.setattr(model, "forward", forward)
     with pytest.raises(UserError, match="change their logits after the head"):
-        probe.can_be_packed(model, [[5, 6, 7], [8, 9]])
+        checked(model, [[5, 6, 7], [8, 9]])
 
 
 def test_a_window_that_no_argument_tells_of_is_seen(tiny_models, monkeypatch):
     """Later tokens alone differ, and the last ones are looked at."""
-    monkeypatch.setattr(probe, "compute_dtype", lambda: torch.float32)
+    monkeypatch.setattr(check_model, "compute_dtype", lambda: torch.float32)
     model = load_base(Base(tiny_models["llama"]), torch.float32)
-    own = probe._own
+    own = check_model._own
 
     def windowed(model, ids):
         return torch.cat([own(model, ids)[:-8], own(model, ids[-8:])])
 
-    monkeypatch.setattr(probe, "_own", windowed)
+    monkeypatch.setattr(check_model, "_own", windowed)
     with pytest.raises(UserError, match=r"on 200 tokens .* lower data.max_length"):
-        probe.can_be_packed(model, [list(range(1, 201)), [3, 4, 5]])
+        checked(model, [list(range(1, 201)), [3, 4, 5]])
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -139,7 +143,7 @@ def test_a_model_with_a_state_trains_one_sequence_at_a_time_through_the_stage(
     write_params(workspace)
     stage("prepare", "--model_name", folder)
     stage("train", "--model_name", folder, "--method", method)
-    assert "each goes through it alone" in capsys.readouterr().out
+    assert "packing is off" in capsys.readouterr().out
     stage("eval")
 
 

@@ -17,8 +17,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-FILE = "lost.safetensors"
-"""Beside the 4-bit weights."""
+FILE = "rounding_error.safetensors"
+"""Next to the 4-bit weights."""
 _PREFIX = "base_model.model."
 """Before a module's name within peft's model."""
 
@@ -47,10 +47,10 @@ def factors(error: torch.Tensor, importance: torch.Tensor) -> Factors:
     return Factors(a=(v[:, :rank] / importance[:, None] * root).t(), b=u[:, :rank] * root)
 
 
-def save(lost: dict[str, Factors], folder: Path) -> None:
+def save(errors: dict[str, Factors], folder: Path) -> None:
     """Write the factors of each linear layer (by its name in the model) beside the model's own weights."""
     tensors = {}
-    for name, found in sorted(lost.items()):
+    for name, found in sorted(errors.items()):
         tensors[f"{name}.a"] = found.a.to(torch.bfloat16).contiguous().cpu()
         tensors[f"{name}.b"] = found.b.to(torch.bfloat16).contiguous().cpu()
     save_file(tensors, folder / FILE)

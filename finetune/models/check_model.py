@@ -1,7 +1,7 @@
-"""What is computed here compared with the model's own forward pass, on numbers, before anything is trained.
+"""The model that is computed here compared with the model's own forward pass, on numbers, before hours of work.
 
 Names don't tell what a model does: a convolution that reaches into the sequence before, a window, a cap on the logits
-each goes by many. So a model is tried, as it will train, on the longest and the shortest sequence of its data.
+each have many. So a model is tried, as it will train, on the shortest and the longest sequence of its data.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.nn.functional import linear
 
@@ -20,40 +21,57 @@ from finetune.kernels.loss import head_inputs, packed_head_inputs
 from finetune.kernels.packing import micro_batches, pack
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedModel
 
     from finetune.distributed.wrapped import Passes
 
     Model = PreTrainedModel | PeftModel
 
-Ids = tuple[int, ...]
-
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""Difference of what the head is given, as a share of its size: rounding alone, through many layers, is less."""
+"""Difference of the head's input, as a share of its size, by dtype: rounding alone, through many layers, is less."""
 
 LEAK = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 2e-3}
-"""The same for two passes of one shape, equal to the bit unless tokens share experts."""
+"""The same for two forwards of one shape, equal to the bit unless tokens share experts."""
 
 
-def can_be_packed(model: Model, rows: list[list[int]]) -> bool:
-    """Whether sequences that share a pass come out as each does alone in `model` itself.
+def check_model(model: Model, extremes: Sequence[Sequence[int]], highest_token: int, *, adapters: bool = False) -> bool:
+    """Whether sequences that share a micro-batch come out of `model` as each does alone.
 
-    `rows` are token ids, of which the longest and the shortest are tried. If they don't, because one hears of another,
-    each can still go through alone. Raises UserError if the loss here isn't that of `model` then either.
+    Tried by four forwards on the `extremes` of the data: the token ids of its shortest and its longest sequence. If one sequence changes
+    another, each can still go through alone. Raises UserError if the loss here isn't that of `model` even then, if
+    `highest_token` of data and padding has no embedding, or, with `adapters`, if one of them would never be trained.
     """
-    with _still(model), _refusing(model):
-        short, long = _extremes(rows)
-        own = {short: _own_and_head(model, short), long: _own(model, long)}
-        together = _packed(model, [long, short])
-        found = {long: together[: len(long)], short: together[len(long) :]}
-        if all(_is_near(found[ids], own[ids]) for ids in own) and not _leaks(model, short):
-            return True
-        _check_alone(model, own)
+    shortest, longest = extremes
+    _check_vocabulary(model, highest_token)
+    with _refusing(model):
+        own = {tuple(shortest): _own_and_head(model, shortest, adapters=adapters)}
+        with _still(model):
+            if tuple(longest) not in own:
+                own[tuple(longest)] = _own(model, longest)
+            if _is_packable(model, own, shortest, longest):
+                return True
+            _check_alone(model, own)
+            return False
+
+
+def _is_packable(
+    model: Model, own: dict[tuple[int, ...], torch.Tensor], shortest: Sequence[int], longest: Sequence[int]
+) -> bool:
+    """Whether both sequences, packed, come out as their `own`, and the second whatever the first is.
+
+    That takes two forwards of one shape: what a convolution lets through reaches few tokens, and rounding would hide it.
+    """
+    before = len(shortest)
+    other = [(token + 1) % _vocabulary(model) for token in shortest]
+    first = _packed(model, [shortest, longest])
+    near = _is_near(first[:before], own[tuple(shortest)]) and _is_near(first[before:], own[tuple(longest)])
+    if not near:
         return False
+    second = _packed(model, [other, longest])
+    return bool(_difference(second[before:], first[before:]).max() < LEAK[compute_dtype()])
 
 
-def _check_alone(model: Model, own: dict[Ids, torch.Tensor]) -> None:
+def _check_alone(model: Model, own: dict[tuple[int, ...], torch.Tensor]) -> None:
     shortest = min(own, key=len)
     for ids, expected in own.items():
         found = _packed(model, [ids])
@@ -69,24 +87,13 @@ def _is_near(found: torch.Tensor, expected: torch.Tensor) -> bool:
     return _typical(_difference(found, expected)) < TOLERANCE[compute_dtype()]
 
 
-def _leaks(model: Model, ids: Ids) -> bool:
-    """Whether what is before `ids` in a pass changes anything behind it.
-
-    Two passes of one shape, because what a convolution lets through reaches few tokens: rounding would hide it.
-    """
-    other = tuple((token + 1) % _vocabulary(model) for token in ids)
-    after = [_packed(model, [before, ids])[len(ids) :] for before in (ids, other)]
-    return not _difference(*after).max() < LEAK[compute_dtype()]
-
-
 def outcome(model: Model, ids: Sequence[int], passes: Passes) -> torch.Tensor:
     """What the head is given for the tokens `ids`, (tokens, width): the same to the bit as long as nothing is trained."""
     with _still(model):
         return passes(_packed, [ids])
 
 
-def check_vocabulary(model: Model, highest: int) -> None:
-    """Raise UserError if `highest`, the highest token id of the data or of the padding, is none of the model's."""
+def _check_vocabulary(model: Model, highest: int) -> None:
     known = _vocabulary(model)
     if highest >= known:
         raise UserError(
@@ -99,12 +106,6 @@ def _vocabulary(model: Model) -> int:
     return len(cast(torch.Tensor, model.get_input_embeddings().weight))
 
 
-def _extremes(rows: list[list[int]]) -> tuple[Ids, Ids]:
-    """The shortest of `rows` and the longest."""
-    ordered = sorted(rows, key=len)
-    return tuple(ordered[0]), tuple(ordered[-1])
-
-
 def in_training_precision(model: Model) -> torch.autocast:
     """The autocast under which Trainer runs `model`."""
     dtype = compute_dtype()
@@ -112,11 +113,11 @@ def in_training_precision(model: Model) -> torch.autocast:
 
 
 @contextmanager
-def _still(model: Model) -> Iterator[None]:
-    """No dropout, no gradients, and the precision of training."""
+def _still(model: Model, *, gradients: bool = False) -> Iterator[None]:
+    """No dropout, no gradients unless asked for, and the precision of training."""
     before = model.training
     model.eval()
-    with torch.no_grad(), in_training_precision(model):
+    with torch.set_grad_enabled(gradients), in_training_precision(model):
         yield
     model.train(before)
 
@@ -136,7 +137,7 @@ def _refusing(model: Model) -> Iterator[None]:
 
 
 def _packed(model: Model, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """What the head is given for `rows` in one pass, (tokens, width), filler left out."""
+    """What the head is given for `rows` in one forward, (tokens, width), filler left out."""
     tokens = sum(map(len, rows))
     (batch,) = micro_batches(pack([{"input_ids": list(ids), "labels": list(ids)} for ids in rows]), tokens)
     return packed_head_inputs(model, {key: value.to(model.device) for key, value in batch.items()})[0, :tokens]
@@ -156,13 +157,16 @@ def _typical(differences: torch.Tensor) -> float:
     return max(differences.median().item(), differences[-8:].median().item())
 
 
-def _own(model: Model, ids: Ids) -> torch.Tensor:
+def _own(model: Model, ids: Sequence[int]) -> torch.Tensor:
     """What the head is given for `ids` when the model has its own way with positions and mask, (tokens, width)."""
     return head_inputs(model, input_ids=torch.tensor([ids], device=model.device))[0]
 
 
-def _own_and_head(model: Model, ids: Ids) -> torch.Tensor:
-    """`_own`; raises UserError unless the logits are the head's product, as which the loss computes them."""
+def _own_and_head(model: Model, ids: Sequence[int], *, adapters: bool) -> torch.Tensor:
+    """`_own`; raises UserError unless the logits are the head's product, as which the loss computes them.
+
+    With `adapters` that forward has a backward pass, which tells of adapters without a gradient.
+    """
     head = model.get_output_embeddings()
     if head is None or getattr(head, "weight", None) is None:
         raise UserError(
@@ -174,25 +178,62 @@ def _own_and_head(model: Model, ids: Ids) -> torch.Tensor:
     def plant(module: nn.Module, inputs: tuple[torch.Tensor], result: torch.Tensor) -> torch.Tensor:
         given.append(inputs[0])
         made.append(result)
-        return torch.linspace(-100, 100, result.numel(), dtype=result.dtype, device=result.device).view_as(result)
+        return _planted(result)
 
     handle = head.register_forward_hook(plant)
     try:
-        logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits
+        # Through the model's own layers, not packed: those made here would lay out memory for a backward pass.
+        with _still(model, gradients=adapters and isinstance(model, PeftModel)):
+            logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits
     finally:
         handle.remove()
-    if not given[0].isfinite().all():
+    hidden = given[0].detach()
+    with _still(model):
+        _check_head(model, hidden, made[0], logits)
+    if given[0].requires_grad:
+        given[0].float().square().sum().backward()
+        _check_reached(model)
+    return hidden[0]
+
+
+def _planted(like: torch.Tensor) -> torch.Tensor:
+    """Numbers that any change of logits would show in, in the form of `like`."""
+    return torch.linspace(-100, 100, like.numel(), dtype=like.dtype, device=like.device).view_as(like)
+
+
+def _check_head(model: Model, hidden: torch.Tensor, made: torch.Tensor, logits: torch.Tensor) -> None:
+    """`made` is what the head made of `hidden`; `logits` what the model made of numbers planted in its place."""
+    head = model.get_output_embeddings()
+    if not hidden.isfinite().all():
         raise UserError(
-            f"model.source: on {len(ids)} tokens the model's result is no finite number; its weights are damaged"
+            f"model.source: on {hidden.shape[1]} tokens the model's result is no finite number; its weights are damaged"
         )
-    if not torch.equal(logits.float(), plant(head, (given[0],), made[0]).float()):
+    if not torch.equal(logits.float(), _planted(made).float()):
         raise UserError(
             f"model.source: {model.config.model_type} models change their logits after the head (a cap, a scale, "
             f"a mask), which the loss here doesn't know; choose another"
         )
-    if not _is_near(made[0][0], linear(given[0], head.weight.to(given[0].dtype), head.bias)[0]):
+    if not _is_near(made[0], linear(hidden, head.weight.to(hidden.dtype), head.bias)[0]):
         raise UserError(
             f"model.source: the head of {model.config.model_type} models isn't one matrix product, "
             f"which the loss here takes it for; choose another"
         )
-    return given[0][0]
+
+
+def _check_reached(model: nn.Module) -> None:
+    """Raise UserError if none of the adapters of one name has a gradient, and drop the gradients.
+
+    An expert may go without, since no token chose it; all experts may not.
+    """
+    reached: dict[str, bool] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kind = name.split(".lora_")[0].rsplit(".", 1)[-1]
+            reached[kind] = reached.get(kind, False) or parameter.grad is not None
+    model.zero_grad()
+    idle = [kind for kind, has_gradient in reached.items() if not has_gradient]
+    if idle:
+        raise UserError(
+            f"lora.target_modules: an adapter on {idle[0]} would never be trained, since the model doesn't call that "
+            f"module; leave it out"
+        )
