@@ -12,7 +12,7 @@ from finetune.errors import UserError
 
 if TYPE_CHECKING:
     from finetune.export.make import Export
-    from finetune.export.scores import TestSet
+    from finetune.export.measure import TestSet
     from finetune.models.base import Base
     from finetune.models.checkpoint import Checkpoint
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _check_flags(args)
 
     from finetune import device
-    from finetune.export import card, make
+    from finetune.export import card, make, measure
     from finetune.export import hub as hub_
 
     if args.push:
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     with files.whole_folder(out) as draft, device.enough_memory(_ADVICE):
         make.write(export, draft)
-        measured = list(make.measure(export, draft, test, p.eval)) if test else []
+        measured = list(measure.measure(export, draft, test, p.eval)) if test else []
         files.write_yaml(draft / places.FACTS, make.facts(export))
         files.write_text(draft / "README.md", card.text(export, args.push, test, measured, data))
     if test:
@@ -86,7 +86,7 @@ def _check_flags(args: argparse.Namespace) -> None:
 
 
 def _what(args: argparse.Namespace) -> Export:
-    """What the flags name, with all that can be refused before work."""
+    """The export that the flags name. Raises UserError for all that can be refused before any work."""
     from finetune.export import gguf_file
     from finetune.export.make import Export
     from finetune.models.base import Base
@@ -108,7 +108,7 @@ def _what(args: argparse.Namespace) -> Export:
 
 
 def _merged_onto(onto: str, checkpoint: Checkpoint, own: Base | None) -> Base:
-    """The base that `--onto` names. Raises UserError if there is none of that name."""
+    """The base that `--onto` names. Raises UserError if it doesn't apply, or isn't here."""
     from finetune.export.make import ORIGINAL
 
     if own is None or not checkpoint.method.quantized:
@@ -126,9 +126,9 @@ def _merged_onto(onto: str, checkpoint: Checkpoint, own: Base | None) -> Base:
 
 
 def _test_set(export: Export, examples: int) -> tuple[TestSet | None, dict]:
-    """The prepared test examples and their facts; none, which is said, where there are none for this model."""
+    """The prepared test examples and their facts; prints why if there are none for this model."""
     from finetune.data import prepared
-    from finetune.export.scores import TestSet
+    from finetune.export.measure import TestSet
 
     try:
         splits, facts = prepared.load(places.PREPARED, export.checkpoint.tokenizer)

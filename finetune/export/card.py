@@ -1,4 +1,4 @@
-"""The card of an export: which model it is, how to run it, and what was measured."""
+"""The card of an export: which model it is, how to run it, and its scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from finetune.comparison.measures import COSTS, MEMORY_PARTS, SCORES
 from finetune.data.prepared import SPLITS
 from finetune.device import describe, versions
 from finetune.export.make import FOUR_BITS, Export, title
-from finetune.export.scores import Measured, TestSet, unlike
+from finetune.export.measure import Measured, TestSet, unlike
 from finetune.models import card
 from finetune.models.checkpoint import Checkpoint
 
@@ -19,8 +19,8 @@ _LOSS = SCORES["test_loss"]
 def text(export: Export, repository: str | None, test: TestSet | None, measured: list[Measured], data: dict) -> str:
     """The whole card.
 
-    `measured` is as `make.measure` yields it; `data` are the facts of the prepared data beside the checkpoint, with the
-    number of `records` of each split where it was trained on them.
+    `measured` is as `measure.measure` yields it; `data` are the facts of the prepared data, with the number of `records`
+    of each split if the checkpoint was trained on them.
     """
     relation = "adapter" if export.format == "adapter" else "finetune"
     parts = [
@@ -36,7 +36,7 @@ def text(export: Export, repository: str | None, test: TestSet | None, measured:
 
 
 def table(test: TestSet, measured: list[Measured]) -> list[list[str]]:
-    """Model, test loss, its difference from the checkpoint with the interval, answers that differ."""
+    """A row for each model: test loss, difference from the checkpoint with its interval, answers that differ."""
     before = measured[0]
     rows = [["model", "test loss", "difference [95% interval]", f"answers that differ, of {len(before.answers)}"]]
     for one in measured:
@@ -53,7 +53,7 @@ def table(test: TestSet, measured: list[Measured]) -> list[list[str]]:
 
 
 def difference(test: TestSet, after: Measured, before: Measured) -> str:
-    """'+0.012 [+0.004, +0.020]', without an interval where there are too few examples for one."""
+    """As in '+0.012 [+0.004, +0.020]', without an interval if there are too few examples for one."""
     found = test.difference(after, before)
     if found is None:
         return "-"
@@ -71,7 +71,7 @@ def _which(export: Export) -> str:
     if export.format == "adapter":
         return (
             "This adapter was trained over a base model in four bits, and holds part of what that rounding lost. Over the "
-            "original 16-bit weights it gives another model, whose scores stand below as well."
+            "original 16-bit weights it gives another model, whose scores are below as well."
         )
     four = export.onto == FOUR_BITS
     own = "the four bits that the adapter was trained over, de-quantised" if four else "the original 16-bit weights"
@@ -105,7 +105,7 @@ def _usage(export: Export, name: str) -> str:
 
 
 def _load_base(export: Export) -> str:
-    """How the base is loaded that the adapter was trained over."""
+    """Code that loads the base that the adapter was trained over."""
     source = export.checkpoint.base_source
     made_here = "made_of" in source
     if "hub" in source and not made_here:
@@ -114,7 +114,7 @@ def _load_base(export: Export) -> str:
 
 
 def _get_base(export: Export) -> str:
-    """Where the base is to be had from, in words."""
+    """Where to get the base, in words."""
     source, steps = export.checkpoint.base_source, ["`python stages/fetch.py model`"]
     made_here = "made_of" in source  # rounded by the quantize stage
     if "hub" in source and not made_here:
@@ -123,14 +123,14 @@ def _get_base(export: Export) -> str:
         steps += ["`python stages/fetch.py data`", "`python stages/prepare.py`", "`python stages/quantize.py`"]
     return (
         f"The adapter goes over weights with the fingerprint `{export.checkpoint.base_fingerprint or 'unknown'}`: "
-        f"{card.whence(source)}{', rounded to four bits' if made_here else ''}. In the repository that made it they come by "
+        f"{card.whence(source)}{', rounded to four bits' if made_here else ''}. In the repository that made it, they are made by "
         f"{', '.join(steps)}.\n\n"
     )
 
 
 def _scores(export: Export, test: TestSet | None, measured: list[Measured], data: dict) -> str:
     if test is None:
-        return "Not scored: there were no prepared test examples beside the checkpoint."
+        return "Not scored: there were no prepared test examples for this model."
     head, *rows = table(test, measured)
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---", *["---:"] * 3], *rows)]
     return "\n".join(
@@ -147,7 +147,7 @@ def _scores(export: Export, test: TestSet | None, measured: list[Measured], data
 
 
 def _two_bases(export: Export, test: TestSet, measured: list[Measured]) -> list[str]:
-    """How the model onto the original weights differs from that onto four bits, where both were scored."""
+    """How the model merged onto the original weights differs from the one merged onto four bits, if both were scored."""
     own = export.own_base
     if own is None or export.other_base is None:
         return []

@@ -20,7 +20,7 @@ from gguf import (
 from gguf.quants import quantize
 
 from finetune.errors import UserError
-from finetune.export.gguf_tokenizer import Vocabulary, vocabulary
+from finetune.export.tokenizer import vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -29,37 +29,38 @@ _ELSE = "export merged, and convert that folder by llama.cpp's convert_hf_to_ggu
 
 
 @dataclass(frozen=True)
-class Form:
-    """A form of the weights: that of matrices, and that of the two over the vocabulary."""
+class TensorTypes:
+    """The types in which a file keeps its weights."""
 
     matrices: GGMLQuantizationType
     vocabulary: GGMLQuantizationType
+    """For the two matrices over the vocabulary."""
     file: LlamaFileType
 
 
 TYPES = {
-    "f16": Form(GGMLQuantizationType.F16, GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
-    "q8_0": Form(GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
-    # llama.cpp's own quantiser spares the vocabulary's matrices as well: each of their rows is a whole token.
-    "q4_0": Form(GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q4_0),
+    "f16": TensorTypes(GGMLQuantizationType.F16, GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
+    "q8_0": TensorTypes(GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
+    # Like llama.cpp's quantiser, this rounds the vocabulary's matrices less: each of their rows is a whole token.
+    "q4_0": TensorTypes(GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q4_0),
 }
-"""By the name that `--type` has for it."""
+"""By their names for `--type`."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How GGUF has a family of models."""
+    """How GGUF stores a family of models."""
 
     arch: MODEL_ARCH
     head_rows_apart: bool = False
-    """The two halves of a head's rows, which a rotation turns together, are stored row by row in turn."""
+    """The rows of a head's two halves, which rotary embedding pairs, are interleaved."""
 
 
 ARCHITECTURES = {
     "llama": Architecture(MODEL_ARCH.LLAMA, head_rows_apart=True),
     "qwen2": Architecture(MODEL_ARCH.QWEN2),
 }
-"""By model_type: those whose files were read back by transformers and answered as before."""
+"""By model_type: the families whose files transformers read back with the same answers."""
 
 
 def check(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -79,28 +80,29 @@ def check(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
 def write(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    form: Form,
+    types: TensorTypes,
     path: Path,
     *,
     name: str,
     end_tokens: list[int],
 ) -> None:
-    """Write `model`, which `check` has let pass, to `path`. `name` is what programs show.
+    """Write `model`, which `check` has accepted, to `path`. `name` is the name that programs show.
 
-    Vectors stay in 32 bits. A matrix whose rows don't fill blocks of the form is kept in F16. Raises UserError if a
-    weight is beyond what 16 bits hold.
+    Vectors stay in 32 bits. A matrix whose rows don't fill the type's blocks is kept in F16. Raises UserError if a
+    weight is beyond the range of 16 bits.
     """
     config = model.config
     architecture = ARCHITECTURES[config.model_type]
     words = vocabulary(tokenizer, config.vocab_size)
     writer = GGUFWriter(path, architecture.arch.name.lower())
     writer.add_name(name)
-    writer.add_file_type(form.file)
+    writer.add_file_type(types.file)
     writer.add_quantization_version(2)
     _add_shape(writer, config)
-    _add_words(writer, words, tokenizer, end_tokens)
+    words.write(writer, tokenizer, end_tokens)
+    writer.add_vocab_size(len(words.tokens))
     for tensor, weights in _tensors(model, architecture):
-        kind = _kind(tensor, weights, form)
+        kind = _type_of(tensor, weights, types)
         if not numpy.isfinite(weights).all() or numpy.abs(weights).max() > numpy.finfo(numpy.float16).max:
             raise UserError(f"gguf: {tensor} holds a number beyond what 16 bits take; {_ELSE}")
         writer.add_tensor(tensor, quantize(weights, kind), raw_dtype=kind)
@@ -108,13 +110,6 @@ def write(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def _add_words(
-    writer: GGUFWriter, words: Vocabulary, tokenizer: PreTrainedTokenizerBase, end_tokens: list[int]
-) -> None:
-    words.write(writer, tokenizer, end_tokens)
-    writer.add_vocab_size(len(words.tokens))
 
 
 def _add_shape(writer: GGUFWriter, config: PreTrainedConfig) -> None:
@@ -134,21 +129,21 @@ def _add_shape(writer: GGUFWriter, config: PreTrainedConfig) -> None:
 
 
 def _tensors(model: PreTrainedModel, architecture: Architecture) -> Iterator[tuple[str, numpy.ndarray]]:
-    """Each weight of the model by its name in GGUF, in fp32 as (out, in)."""
+    """Name in GGUF and value of each of the model's weights, in fp32 as (out, in)."""
     config = model.config
     names = get_tensor_name_map(architecture.arch, config.num_hidden_layers)
-    for name, weight in model.named_parameters():  # tied ones once: a missing head is the embedding
+    for name, weight in model.named_parameters():  # a tied head is left out: GGUF then takes the embedding
         found = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if found is None:
             raise UserError(f"gguf: there is no place for the weight {name}; {_ELSE}")
         data = weight.detach().float()
         if architecture.head_rows_apart and (heads := _heads(name, config)):
-            data = _in_turn(data, heads)
+            data = _interleaved(data, heads)
         yield found, numpy.ascontiguousarray(data.cpu().numpy())
 
 
 def _heads(name: str, config: PreTrainedConfig) -> int:
-    """Heads of the projection whose weight this is, if a rotation turns them."""
+    """The number of heads in a weight that rotary embedding applies to, 0 for any other."""
     ends: dict[str, Callable[[], int]] = {
         ".q_proj.weight": lambda: config.num_attention_heads,
         ".k_proj.weight": lambda: config.num_key_value_heads,
@@ -156,15 +151,15 @@ def _heads(name: str, config: PreTrainedConfig) -> int:
     return next((count() for end, count in ends.items() if name.endswith(end)), 0)
 
 
-def _in_turn(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """`weight` (heads * size, in) with the rows of each head's halves in turn, as llama.cpp's converter permutes them."""
+def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """`weight` (heads * size, in) with the rows of each head's halves interleaved, as llama.cpp's converter does."""
     rows, columns = weight.shape
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def _kind(name: str, weights: numpy.ndarray, form: Form) -> GGMLQuantizationType:
+def _type_of(name: str, weights: numpy.ndarray, types: TensorTypes) -> GGMLQuantizationType:
     if weights.ndim == 1:
         return GGMLQuantizationType.F32
-    kind = form.vocabulary if name in ("token_embd.weight", "output.weight") else form.matrices
+    kind = types.vocabulary if name in ("token_embd.weight", "output.weight") else types.matrices
     block = GGML_QUANT_SIZES[kind][0]
     return kind if weights.shape[-1] % block == 0 else GGMLQuantizationType.F16

@@ -29,7 +29,7 @@ from finetune.models.supported import model_class
 from finetune.sources.contents import check_adapter
 
 _PREFIX = "base_model.model."
-"""Before a module's name within peft's model."""
+"""The start of a module's name within peft's model."""
 
 
 def merged(checkpoint: Checkpoint, base: Base) -> PreTrainedModel:
@@ -54,7 +54,7 @@ def merged(checkpoint: Checkpoint, base: Base) -> PreTrainedModel:
 
 
 def whole(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The model `checkpoint`, all of whose parameters were trained, in 16 bits."""
+    """The fully fine-tuned model `checkpoint` in 16 bits."""
     base = Base(checkpoint.folder)
     model = load_base(base, _kept_dtype(base))
     add_end_tokens(model, checkpoint.end_tokens)
@@ -62,7 +62,7 @@ def whole(checkpoint: Checkpoint) -> PreTrainedModel:
 
 
 def _kept_dtype(base: Base) -> torch.dtype:
-    """That of `base` where it has 16 bits, else bf16, whose range is that of 32 bits."""
+    """The dtype of `base` if it has 16 bits, else bf16, which has the range of 32 bits."""
     dtype = base.config.dtype
     return dtype if dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
 

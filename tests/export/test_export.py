@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from finetune.commands import export
 from finetune.data.forms import Turn
 from finetune.data.prompts import Template
-from finetune.export.prompt import alpaca_in_jinja
+from finetune.export.tokenizer import alpaca_in_jinja
 from finetune.models.base import load_tokenizer
 
 EXPORTED = Path("models/exported")

@@ -6,7 +6,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Metaspace, Sequence, Sp
 from transformers import PreTrainedTokenizerFast
 
 from finetune.errors import UserError
-from finetune.export.gguf_tokenizer import _SPLITS, vocabulary
+from finetune.export.tokenizer import _SPLITS, vocabulary
 
 QWEN2 = next(pattern for pattern, name in _SPLITS.items() if name == "qwen2")
 
