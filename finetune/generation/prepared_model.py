@@ -17,9 +17,8 @@ from finetune.generation.adapter_rows import OWN
 from finetune.generation.engine import Decoder, base_model
 from finetune.generation.joint_layers import JointLayers, joint
 from finetune.generation.kv_cache import attending_to_cache
-from finetune.kernels.calls import recorded_calls
+from finetune.kernels.calls import TOLERANCE, recorded_calls
 from finetune.kernels.loss import head_inputs
-from finetune.models.check_model import TOLERANCE
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -84,4 +83,4 @@ def _in_slots(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
 def _is_near(found: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether each row's difference is as small beside the row as rounding makes it."""
     difference = (found.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1)
-    return bool((difference < TOLERANCE[expected.dtype]).all())
+    return bool((difference < TOLERANCE[expected.dtype].model).all())

@@ -1,4 +1,4 @@
-"""What modules are called with while a model runs, and which of them share an input."""
+"""What modules are called with while a model runs, which of them share an input, and what is near enough to their results."""
 
 from __future__ import annotations
 
@@ -9,6 +9,24 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+
+
+class Tolerance(NamedTuple):
+    """Relative differences that rounding alone stays below, where the same is computed in another order."""
+
+    layer: float
+    """Of a layer's result, as a share of what the layer adds."""
+    model: float
+    """Of what the head is given, through many layers."""
+    leak: float
+    """Of two forwards of one shape, which are equal to the bit unless tokens share experts."""
+
+
+TOLERANCE = {
+    torch.float32: Tolerance(layer=1e-4, model=1e-3, leak=1e-4),
+    torch.bfloat16: Tolerance(layer=0.02, model=0.1, leak=0.02),
+    torch.float16: Tolerance(layer=0.003, model=0.02, leak=0.002),
+}
 
 
 class Call(NamedTuple):

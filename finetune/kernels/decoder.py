@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from finetune.kernels.attention import check_window, is_packed
-from finetune.kernels.calls import Call, recorded_calls
+from finetune.kernels.calls import TOLERANCE, Call, recorded_calls
 from finetune.kernels.decoder_layer import DecoderLayer, Kept, PackedInput
 from finetune.kernels.joint_linear import lay_out
 from finetune.kernels.linear_parts import linear_parts
@@ -21,9 +21,6 @@ from finetune.kernels.workspace import Workspace
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.003}
-"""Difference of a layer's result, as a share of what the layer adds: sums in another order differ by less."""
 
 
 def replace_decoder_layers(model: PreTrainedModel | PeftModel, layers: list[nn.Module], tokens: int) -> bool:
@@ -184,4 +181,4 @@ def _is_near(step: DecoderLayer, call: Call) -> bool:
     given = _given(call.kwargs["attention_mask"], call.kwargs["position_embeddings"])
     out, _ = step.forward(x, given, kept="any layer's")
     difference, added = (out - expected).float(), (expected - x).float()
-    return bool(difference.norm() < TOLERANCE[x.dtype] * added.norm())
+    return bool(difference.norm() < TOLERANCE[x.dtype].layer * added.norm())

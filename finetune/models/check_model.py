@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 
 from finetune.device import compute_dtype, is_out_of_memory
 from finetune.errors import UserError, first_line
+from finetune.kernels.calls import TOLERANCE
 from finetune.kernels.loss import head_inputs, packed_head_inputs
 from finetune.kernels.packing import micro_batches, pack
 
@@ -26,12 +27,6 @@ if TYPE_CHECKING:
     from finetune.distributed.wrapped import Passes
 
     Model = PreTrainedModel | PeftModel
-
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""Difference of the head's input, as a share of its size, by dtype: rounding alone, through many layers, is less."""
-
-LEAK = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 2e-3}
-"""The same for two forwards of one shape, equal to the bit unless tokens share experts."""
 
 
 def check_model(model: Model, extremes: Sequence[Sequence[int]], highest_token: int, *, adapters: bool = False) -> bool:
@@ -68,7 +63,7 @@ def _is_packable(
     if not near:
         return False
     second = _packed(model, [other, longest])
-    return bool(_difference(second[before:], first[before:]).max() < LEAK[compute_dtype()])
+    return bool(_difference(second[before:], first[before:]).max() < TOLERANCE[compute_dtype()].leak)
 
 
 def _check_alone(model: Model, own: dict[tuple[int, ...], torch.Tensor]) -> None:
@@ -84,7 +79,7 @@ def _check_alone(model: Model, own: dict[tuple[int, ...], torch.Tensor]) -> None
 
 
 def _is_near(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    return _typical(_difference(found, expected)) < TOLERANCE[compute_dtype()]
+    return _typical(_difference(found, expected)) < TOLERANCE[compute_dtype()].model
 
 
 def outcome(model: Model, ids: Sequence[int], passes: Passes) -> torch.Tensor:
