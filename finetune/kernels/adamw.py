@@ -29,9 +29,9 @@ class SplitAdamW(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned, each tensor in its own dtype; torch's own would cast all to the weight's.
+        """Restore what `state_dict` returned, each tensor in its own dtype; torch's own would cast all to the weight's.
 
-        Each has a number for each of the parameter's weights, of which a process takes those that it holds.
+        Each tensor has a number for every weight of its parameter, of which a process takes those that it holds.
         """
         super().load_state_dict(state_dict | {"state": {}})
         for index, state in state_dict["state"].items():
@@ -39,7 +39,7 @@ class SplitAdamW(torch.optim.Optimizer):
                 self.take(index, name, value)
 
     def take(self, index: int, name: str, value: torch.Tensor) -> None:
-        """Set what is called `name` in the state of the parameter of this number."""
+        """Set the entry `name` of the state of parameter number `index`."""
         parameter = [one for group in self.param_groups for one in group["params"]][index]
         own = part(value, parameter).reshape(-1) if value.dim() else value
         self.state[parameter][name] = own.to(parameter.device)

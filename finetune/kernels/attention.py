@@ -38,7 +38,7 @@ def mask_of(lengths: torch.Tensor) -> torch.Tensor:
 
 
 def is_packed(attention_mask: torch.Tensor | None) -> bool:
-    """Whether it is of `mask_of`."""
+    """Whether `mask_of` made the mask."""
     return attention_mask is not None and attention_mask.dtype == torch.int64
 
 
@@ -125,7 +125,7 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[i
     """Write causal attention within each sequence into `out` (tokens, heads, width).
 
     q: (key heads, tokens + slack, heads per key head, width), scaled; k and v: (key heads, tokens + slack, width). Query
-    heads that share a key head lie beside each other, so they are rows of one product, and keys aren't copied for each.
+    heads that share a key head lie next to each other, so they are rows of one product, and keys aren't copied for each.
     """
     groups, _, per_group, width = q.shape
     for start, first, end, last in _blocks(lengths):

@@ -1,4 +1,4 @@
-"""A model's decoder layers replaced by steps in shared memory, where these compute the same."""
+"""Replace a model's decoder layers by steps in shared memory, where these compute the same."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def replace_decoder_layers(model: PreTrainedModel | PeftModel, layers: list[nn.Module], tokens: int) -> bool:
-    """Give all `layers` of `model` their step, if each has a Llama's form and computes the same.
+    """Replace all `layers` of `model` by steps, if each has a Llama's form and computes the same; returns whether it did.
 
     The memory is laid out for micro-batches of `tokens` tokens. On CUDA the layers stay as they are.
     """
@@ -55,7 +55,7 @@ _FORM = {
 
 
 def has_form(layer: Any) -> bool:
-    """Whether `layer` has a Llama's modules, of one dtype, and no dropout, which no try would show."""
+    """Whether `layer` has a Llama's modules, of one dtype, and no dropout, which no comparison would show."""
     if any({name for name, _ in layer.get_submodule(path).named_children()} != names for path, names in _FORM.items()):
         return False
     linears = [linear_parts(module) for path in ("self_attn", "mlp") for module in _linear_modules(layer, path)]
@@ -70,7 +70,7 @@ def has_form(layer: Any) -> bool:
 
 
 def _window(attention: Any) -> int | None:
-    """Tokens that it attends to at most, which some families note in the layer, and others in the config alone."""
+    """Tokens that it attends to at most; some families have it in the layer, others only in the config."""
     config = getattr(attention, "config", None)
     return getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
 

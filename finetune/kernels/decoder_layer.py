@@ -1,6 +1,6 @@
 """A Llama's decoder layer as one autograd step, in memory that each step uses again.
 
-What is kept for the backward pass, per token: the two residuals, q, k, v, the attention's result, the two halves of the
+Per token, the backward pass keeps the two residuals, q, k, v, the attention's result, the two halves of the
 gate, and x Aᵀ of each adapter. Norms, the gate's product and 16-bit weights are made again. Written as modules the same
 step is 700 operations, most of which ask the allocator for a tensor.
 """
@@ -32,7 +32,7 @@ class PackedInput:
 
 
 class Kept(NamedTuple):
-    """What the backward pass wants of a forward pass."""
+    """What the backward pass needs of a forward."""
 
     x: torch.Tensor
     reciprocal: torch.Tensor
@@ -46,7 +46,7 @@ class Kept(NamedTuple):
 
 
 class DecoderLayer:
-    """The step of `layer`, the one of this `number`."""
+    """The step that replaces `layer`, the model's layer number `number`."""
 
     def __init__(self, layer: Any, number: int, workspace: Workspace) -> None:
         self_attn, mlp = layer.self_attn, layer.mlp
@@ -69,13 +69,13 @@ class DecoderLayer:
 
     @property
     def parameters(self) -> list[torch.Tensor]:
-        """What is trained here, in the order of `backward`'s gradients."""
+        """The trained parameters, in the order of `backward`'s gradients."""
         norms = [one.weight for one in (self._second_norm, self._first_norm) if one.weight.requires_grad]
         linears = [self._down, self._gate_up, self._o, self._qkv]
         return [parameter for one in linears for parameter in one.parameters] + norms
 
     def forward(self, x: torch.Tensor, given: PackedInput, *, kept: object) -> tuple[torch.Tensor, Kept]:
-        """The result for `x` (tokens, width), and what `backward` wants, in blocks that go by the name `kept`."""
+        """The result for `x` (tokens, width), and what `backward` needs, in blocks named `kept`."""
         take, tokens, dtype = self._workspace.rows, len(x), x.dtype
         squeezed = tuple(
             take(("squeezed", index, kept), tokens, one.rank, dtype=dtype) for index, one in enumerate(self.linears)
@@ -194,5 +194,5 @@ def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: int, out:
 
 def _parts(layer: nn.Module) -> LinearParts:
     parts = linear_parts(layer)
-    assert parts is not None  # asked before by `replace_decoder_layers`
+    assert parts is not None  # checked by `replace_decoder_layers`
     return parts

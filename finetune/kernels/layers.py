@@ -1,8 +1,8 @@
 """RMSNorm, SiLU-gated MLPs and trained linear layers that keep less for the backward pass than the usual forms.
 
-What a norm or an activation gives out is cheap to make again from what went in, and that is kept anyway. So the
-linear layer behind it keeps how to recompute its input, in place of the input. Per token and layer of a Llama this
-leaves the two residuals, q, k, v, the attention's result, and the two halves of the gate.
+The output of a norm or an activation is cheap to compute again from its input, which is kept anyway. So the linear
+layer behind it keeps how to recompute its input, in place of the input. Per token and layer of a Llama this leaves the
+two residuals, q, k, v, the attention's result, and the two halves of the gate.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class Recompute:
-    """How to make a tensor again from tensors that are kept anyway: `function(*tensors)`.
+    """How to compute a tensor again from tensors that are kept anyway: `function(*tensors)`.
 
-    A layer that wants the tensor in its backward pass keeps `tensors`, and calls what `for_user` gave it with them
-    there. The result is shared by all layers that asked, and dropped after the last.
+    A layer that needs the tensor in its backward pass keeps `tensors`, and there calls what `for_user` returned with
+    them. The result is shared by all layers that asked for it, and dropped after the last.
     """
 
     def __init__(self, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> None:
@@ -35,7 +35,7 @@ class Recompute:
         self._sharing = _Sharing(function)
 
     def for_user(self) -> Callable[..., torch.Tensor]:
-        """The function that makes the tensor again, for one more user.
+        """The function that computes the tensor again, for one more user.
 
         It holds no tensor itself, so that autograd decides how long they live.
         """
@@ -56,7 +56,7 @@ class _Sharing:
 
 
 def attach(tensor: torch.Tensor, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
-    """Note on `tensor` how it can be made again."""
+    """Attach to `tensor` how it can be computed again."""
     noted: Any = tensor  # PyTorch's class declares no such attribute
     noted.recompute = Recompute(function, *(one.detach() for one in tensors))
     return tensor
@@ -85,7 +85,7 @@ def replace_layers(model: PreTrainedModel | PeftModel) -> None:
 def _replace(
     module: nn.Module, step: Callable[[Any, torch.Tensor], torch.Tensor], width: int, dtype: torch.dtype
 ) -> None:
-    """Only a test on numbers tells: classes of many models share a name's form and differ in what they compute."""
+    """Replace `module.forward` by `step` if both compute the same numbers: names don't tell, since many models share them."""
     device = next(module.parameters()).device
     probe = torch.linspace(-2, 3, 4 * width, dtype=dtype, device=device).view(1, 4, width)
     # On the meta device there are no numbers to compare, nor anything that a wrong step would spoil.

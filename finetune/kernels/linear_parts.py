@@ -1,4 +1,4 @@
-"""A linear layer's parts, whoever made it: weights in 16 or 4 bits, bias, adapter."""
+"""The parts of a linear layer of torch, transformers, bitsandbytes or peft: weights in 16 or 4 bits, bias, adapter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 @dataclass(frozen=True)
 class Adapter:
-    """What LoRA adds to a layer's results: scale (x downᵀ) upᵀ."""
+    """The LoRA update of a layer: it adds scale (x downᵀ) upᵀ to the results."""
 
     down: torch.Tensor
     """A, (rank, in), as it is trained."""
@@ -64,7 +64,7 @@ def linear_parts(layer: nn.Module) -> LinearParts | None:
             return None
     weight = getattr(base, "weight", None)
     state = getattr(weight, "quant_state", None)
-    # On a CPU bitsandbytes may have put the blocks in an order of its own.
+    # On a CPU bitsandbytes may have reordered the blocks.
     if getattr(state, "packing_format_for_cpu", False) or (state is None and type(base) not in (nn.Linear, Conv1D)):
         return None
     return LinearParts(layer, base, cast(nn.Parameter, weight), adapter)
@@ -97,7 +97,7 @@ def plain_adapter(layer: Any) -> Adapter | None:
 
 
 def adds_still(layer: nn.Module, adapter: Adapter | None) -> bool:
-    """Whether `adapter` (None: none) is what the layer adds to its base's results now."""
+    """Whether the layer still adds `adapter` (None: nothing) to its base's results."""
     if adapter is None or not is_lora(layer):
         return not is_lora(layer)
     now = plain_adapter(layer)
@@ -105,10 +105,10 @@ def adds_still(layer: nn.Module, adapter: Adapter | None) -> bool:
 
 
 def dequantizer(one: LinearParts, out: torch.Tensor, *, constants_held: bool) -> Callable[[], object]:
-    """What writes the weights of a 4-bit layer into `out`, a contiguous matrix.
+    """A function that writes the weights of a 4-bit layer into `out`, a contiguous matrix.
 
-    The blocks' constants are quantised as well. Held in fp32, they take a fourteenth more than the 4 bits, and save a
-    pass over them at each use.
+    The blocks' constants are quantised as well. Held in fp32, they take a fourteenth more than the 4 bits, and save
+    their de-quantisation at each use.
     """
     from bitsandbytes.functional import dequantize_blockwise
 
@@ -124,7 +124,7 @@ def dequantizer(one: LinearParts, out: torch.Tensor, *, constants_held: bool) ->
 
 
 def _writer(state: Any, packed: torch.Tensor, out: torch.Tensor) -> Callable[[torch.Tensor], object]:
-    """What writes the weights into `out`, given the blocks' constants in fp32."""
+    """A function that writes the weights into `out`, given the blocks' constants in fp32."""
     settings = state.blocksize, state.quant_type, state.shape, state.dtype
     if packed.is_cuda:
         return lambda absmax: torch.ops.bitsandbytes.dequantize_4bit.out(packed, absmax, *settings, out=out)

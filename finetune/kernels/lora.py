@@ -21,10 +21,10 @@ from finetune.kernels.linear_parts import is_lora, plain_adapter
 
 
 def fuse(model: nn.Module) -> None:
-    """Give every plain LoRA layer of a peft `model` the fused step. A layer with dropout, DoRA or biases is left alone.
+    """Give every plain LoRA layer of a peft `model` the fused step. A layer with dropout, DoRA or biases is left as it is.
 
-    So is any layer while its adapters are disabled, merged, or mixed in a batch: it then does what peft does. A 4-bit
-    base weight is de-quantised at each use, twice a step, and dropped at once.
+    While its adapters are disabled, merged, or mixed in a batch, a fused layer does what peft does. A 4-bit base weight
+    is de-quantised at each use, twice a step, and dropped at once.
     """
     layers: Iterator[Any] = model.modules()
     for layer in layers:
@@ -33,7 +33,7 @@ def fuse(model: nn.Module) -> None:
 
 
 def _frozen_weight(base: nn.Module) -> Callable[[], torch.Tensor]:
-    """What gives the matrix W, of shape (out, in), of a Linear, Conv1D or 4-bit layer."""
+    """A function that returns the matrix W, (out, in), of a Linear, Conv1D or 4-bit layer."""
     parameter = cast(torch.Tensor, base.weight)
     # Of a model in shards the weight is a plain tensor of bytes, and its layer knows what they mean.
     state = getattr(parameter, "quant_state", None) or getattr(base, "quant_state", None)
@@ -67,7 +67,7 @@ class _LoraLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         matrix = weight()
         rows, recompute = linear_input(x, matrix.dtype)
-        # Scaled while it is r numbers wide: scaling the update instead would pass over a tensor as large as y.
+        # Scaled while it is r numbers wide: scaling the update instead would read a tensor as large as y.
         down, up = a.to(matrix.dtype), (b * scale).to(matrix.dtype)
         y = linear(rows, matrix, bias)
         squeezed = rows @ down.t()

@@ -27,14 +27,14 @@ CHUNK_BYTES = 24 * 2**20
 """Logits held at a time: as many rows as make up for reading the head's weights, the model's largest matrix."""
 
 WIDE_BYTES = 4 * 2**20
-"""Logits in fp32 at a time on a CPU: what many passes go over stays in the cache. On CUDA a launch costs more than that."""
+"""Logits in fp32 at a time on a CPU: few enough that they stay in the cache. On CUDA a launch costs more than that."""
 
 
 def response_loss(model: PreTrainedModel | PeftModel, batch: Batch) -> torch.Tensor:
     """Summed cross-entropy (nats, fp32 scalar) of the labelled tokens.
 
     `batch` is packed, of one micro-batch. Equal to the model's own loss on each sequence alone, summed instead of
-    averaged, for a model that `models.check_model` lets pass.
+    averaged, for a model that `models.check_model` accepts.
     """
     hidden, targets = _labelled(model, batch)
     # Its weight is read, not its result: logits are then made of labelled positions alone, a chunk at a time.
@@ -60,7 +60,7 @@ def packed_head_inputs(model: PreTrainedModel | PeftModel, batch: Batch) -> torc
 
 
 def head_inputs(model: PreTrainedModel | PeftModel, *, use_cache: bool = False, **inputs: Any) -> torch.Tensor:
-    """What the head of `model` is given for `inputs`, (rows, tokens, width), while it is spared all positions."""
+    """What the head of `model` is given for `inputs`, (rows, tokens, width), without making any logits."""
     seen: list[torch.Tensor] = []
 
     def narrow(module: nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
@@ -195,13 +195,13 @@ class SequenceLoss:
 
 @torch.no_grad()
 def sequence_losses(model: PreTrainedModel | PeftModel, rows: Iterable[dict], tokens: int = 1) -> list[SequenceLoss]:
-    """The loss of each of `rows` (input_ids, labels), in passes of at most `tokens` tokens; by 1, each alone."""
+    """The loss of each of `rows` (input_ids, labels), in micro-batches of at most `tokens` tokens; by 1, each alone."""
     model.eval()
-    return [loss for count, part in evaluation_batches(rows, tokens) for loss in losses_of(model, part, count)]
+    return [loss for count, part in packed_rows(rows, tokens) for loss in losses_of(model, part, count)]
 
 
-def evaluation_batches(rows: Iterable[dict], tokens: int) -> Iterator[tuple[int, Batch]]:
-    """`rows` in passes of at most `tokens` tokens, and how many of them each holds; one pass is held at a time."""
+def packed_rows(rows: Iterable[dict], tokens: int) -> Iterator[tuple[int, Batch]]:
+    """Pack `rows` into micro-batches of at most `tokens` tokens; yields the number of rows in each, and the micro-batch."""
     for group in grouped(rows, lambda row: len(row["input_ids"]), tokens):
         (part,) = micro_batches(pack(group), tokens)
         yield len(group), part

@@ -1,4 +1,4 @@
-"""Batches of a prepared split: sequences of unlike length end to end in one row, without padding between them."""
+"""Packed batches: sequences of different lengths end to end in one row, without padding between them."""
 
 from collections.abc import Callable, Iterable, Iterator
 from heapq import nlargest
@@ -17,11 +17,11 @@ Batch = dict[str, torch.Tensor]
 Item = TypeVar("Item")
 
 TOKENS_PER_FORWARD = 1024
-"""Tokens of a packed pass in evaluation at most, unless a single sequence is longer."""
+"""Tokens of a packed forward in evaluation at most, unless a single sequence is longer."""
 
 
 def pack(rows: list[dict]) -> Batch:
-    """The `rows` (input_ids, labels) end to end.
+    """Put the `rows` (input_ids, labels) end to end.
 
     Positions start at 0 in each sequence. A sequence's first token is never a target: it would be
     predicted from the sequence before.
@@ -47,7 +47,7 @@ def selected(batch: Batch, places: list[int]) -> Batch:
 
 
 def filler() -> Batch:
-    """A micro-batch without targets, the least that a pass can have."""
+    """A micro-batch without targets, the smallest that can go through a model."""
     row = torch.zeros(1, ROUND_ROWS_TO, dtype=torch.int64)
     return {
         "input_ids": row,
@@ -58,14 +58,14 @@ def filler() -> Batch:
 
 
 def longest_micro_batch(lengths: Iterable[int], sequences: int, tokens: int) -> int:
-    """Tokens of the longest micro-batch that `sequences` of `lengths` can make, by `tokens` as in `micro_batches`."""
+    """Tokens of the longest micro-batch that `sequences` of these `lengths` can make, with `tokens` as in `micro_batches`."""
     longest = nlargest(sequences, lengths)
     most = min(sum(longest), max(tokens, longest[0]))
     return most + -most % ROUND_ROWS_TO
 
 
 def micro_batches(batch: Batch, tokens: int) -> Iterator[Batch]:
-    """`batch` in parts of whole sequences that go through the model one by one.
+    """Split `batch` into parts of whole sequences that go through the model one by one.
 
     A part has at most `tokens` tokens, unless a single sequence is longer, and is filled up to a
     multiple of `ROUND_ROWS_TO` with a sequence that has no targets.
@@ -77,9 +77,9 @@ def micro_batches(batch: Batch, tokens: int) -> Iterator[Batch]:
 
 
 def grouped(items: Iterable[Item], length: Callable[[Item], int], tokens: int) -> Iterator[list[Item]]:
-    """Sequences, each of so many tokens as `length` says, in passes of at most `tokens` in all, or of one that is longer.
+    """Group `items`, each of `length` tokens, into micro-batches of at most `tokens` tokens, or of one longer sequence.
 
-    Only one pass is held at a time.
+    Only one micro-batch is held at a time.
     """
     group: list[Item] = []
     total = 0
@@ -94,12 +94,12 @@ def grouped(items: Iterable[Item], length: Callable[[Item], int], tokens: int) -
 
 
 def micro_batch_sizes(lengths: Iterable[int], tokens: int) -> list[int]:
-    """Tokens of each pass that sequences of `lengths` make, filler included."""
+    """Tokens of each micro-batch that sequences of `lengths` make, filler included."""
     return [sum(group) + -sum(group) % ROUND_ROWS_TO for group in grouped(lengths, int, tokens)]
 
 
 def _filled(rows: Batch, lengths: list[int]) -> Batch:
-    # A sequence of its own, so that no other attends to it; without targets it costs no logits and adds no loss.
+    # As a sequence, so that no other attends to it; without targets it costs no logits and adds no loss.
     spare = -sum(lengths) % ROUND_ROWS_TO
     filled = {key: pad(value, (0, spare), value=IGNORE if key == "labels" else 0) for key, value in rows.items()}
     return filled | {"lengths": torch.tensor([*lengths, spare] if spare else lengths)}

@@ -1,6 +1,6 @@
 """RMSNorm, x / rms(x) * weight over the last dimension (Zhang & Sennrich 2019, equation 4), in fp32 like transformers'.
 
-Twice, since neither can do both: `RMSNorm` equals transformers' to the bit and stands in for it anywhere; a decoder layer's
+Twice, since neither can do both: `RMSNorm` equals transformers' to the bit and replaces it anywhere; a decoder layer's
 step has `RMSNormStep`, which writes into given memory and goes over it less often, with sums in another order.
 """
 
@@ -14,7 +14,7 @@ from finetune.kernels.workspace import Workspace
 
 
 class Norm(Protocol):
-    """What transformers' RMSNorms have."""
+    """The attributes of transformers' RMSNorms."""
 
     weight: torch.nn.Parameter
     variance_epsilon: float
@@ -70,13 +70,13 @@ class RMSNormStep:
         return self._scaled(wide.mul_(reciprocal), x.dtype), reciprocal
 
     def again(self, x: torch.Tensor, reciprocal: torch.Tensor) -> torch.Tensor:
-        """The result once more; leaves in the workspace what `backward` wants."""
+        """Compute the result again, and leave in the workspace what `backward` needs."""
         return self._scaled(self._wide("x", x).mul_(reciprocal), x.dtype)
 
     def backward(
         self, gradient: torch.Tensor, reciprocal: torch.Tensor, through: torch.Tensor, out: torch.Tensor | None
     ) -> list[torch.Tensor]:
-        """Write `through` + the gradient of the x that `again` was called with into `out`; give the weight's, if trained."""
+        """Write `through` + the gradient of the x that `again` was called with into `out`; returns the weight's, if trained."""
         rows, width = gradient.shape
         normed = self._workspace.rows("norm x", rows, width, dtype=torch.float32)
         grads = []

@@ -1,8 +1,8 @@
-"""Memory that every step of a training run uses again, laid out once.
+"""Memory that is laid out once and used again at every step of a training run.
 
 A step's tensors are as long as its sequences, so each step asks the allocator for blocks of other sizes. What it frees
-fits nothing later: more than half of the process was such holes. Here each tensor has a block of its own, as large as
-the longest micro-batch needs, of which a shorter one takes the front.
+fits nothing later: more than half of the process was such holes. Here each tensor has its own block, as large as the
+longest micro-batch needs, of which a shorter one takes the front.
 """
 
 from collections.abc import Hashable
@@ -12,7 +12,7 @@ import torch
 
 
 class Workspace:
-    """Named blocks on `device`. What stands in one is undefined, but never NaN; it lasts until its name is taken again."""
+    """Named blocks on `device`. A new block holds anything but NaN; its content lasts until the name is taken again."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.tokens = device, 0
@@ -20,7 +20,7 @@ class Workspace:
         self._others: dict[Hashable, torch.Tensor] = {}
 
     def reserve(self, tokens: int) -> None:
-        """Make room for passes of `tokens` tokens; nothing is left of the blocks that were too small for it."""
+        """Make room for micro-batches of `tokens` tokens; blocks that are too small for it are dropped with what they hold."""
         if tokens > self.tokens:
             self._by_tokens.clear()
             self.tokens = tokens
@@ -38,7 +38,7 @@ class Workspace:
         return _front(self._block(self._by_tokens, name, size, dtype), (heads, tokens + slack, *shape))
 
     def matrix(self, name: Hashable, *shape: int, dtype: torch.dtype) -> torch.Tensor:
-        """`shape`, of any size; who wants to keep it takes the largest of its name first."""
+        """`shape`, of any size. To keep the tensor valid, take the largest of its name first."""
         return _front(self._block(self._others, name, prod(shape), dtype), shape)
 
     def _block(

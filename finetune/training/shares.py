@@ -13,7 +13,7 @@ import torch
 from finetune.data.prepared import lengths
 from finetune.distributed.group import Group, dealt, in_order
 from finetune.distributed.wrapped import Passes
-from finetune.kernels.loss import SequenceLoss, evaluation_batches, losses_of
+from finetune.kernels.loss import SequenceLoss, losses_of, packed_rows
 from finetune.kernels.packing import Batch, filler, micro_batch_sizes, micro_batches, selected
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def shared_losses(passes: Passes, rows: Dataset, tokens: int, group: Group) -> l
     """
     lots = dealt(micro_batch_sizes(lengths(rows), tokens), group.size)
     own = set(lots[group.rank])
-    parts = enumerate(evaluation_batches(rows, tokens))
+    parts = enumerate(packed_rows(rows, tokens))
     made = [(place, passes(losses_of, part, count)) for place, (count, part) in parts if place in own]
     for _ in range(max(map(len, lots)) - len(made)):
         passes(losses_of, filler(), 0)
