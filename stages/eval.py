@@ -68,7 +68,7 @@ def _evaluate(args: Namespace, settings: params.Eval, out: places.Places, group:
             return
         # Before the scores of the whole, so that answers which took hours are kept whatever comes after them.
         texts = test.select_columns(["record", "prompt", "reference"])
-        rows = scoring.beside(texts, answers, losses, settings.tokenize)
+        rows = scoring.scored_rows(texts, answers, losses, settings.tokenize)
         files.write_jsonl(out.folder / f"{answers_name}.jsonl", rows)
         report, facts = scoring.report(answers, references, losses, at_best, settings.tokenize)
         files.write_json(metrics, report)

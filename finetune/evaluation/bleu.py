@@ -1,4 +1,4 @@
-"""sacreBLEU's BLEU (Papineni et al. 2002; Post 2018) as all scores and intervals here take it."""
+"""sacreBLEU's BLEU (Papineni et al. 2002; Post 2018) as all scores and intervals here use it."""
 
 import sacrebleu
 from sacrebleu.metrics.bleu import BLEUScore
@@ -23,7 +23,7 @@ def for_references(tokenize: str, references: list[str]) -> sacrebleu.BLEU:
 
 
 def from_signature(signature: str) -> sacrebleu.BLEU:
-    """The metric that signed so. Raises UserError if its tokenizer can't run here."""
+    """The metric that has this signature. Raises UserError if its tokenizer can't run here."""
     fields = dict(field.split(":", 1) for field in signature.split("|"))
     # mecab's tokenizers sign with the version of their dictionary behind the name.
     tokenize = next(name for name in sacrebleu.BLEU.TOKENIZERS if f"{fields['tok']}-".startswith(f"{name}-"))
@@ -33,7 +33,7 @@ def from_signature(signature: str) -> sacrebleu.BLEU:
 def _metric(tokenize: str, *, effective_order: bool) -> sacrebleu.BLEU:
     try:
         return sacrebleu.BLEU(tokenize=tokenize, effective_order=effective_order)
-    # How sacreBLEU says that packages are missing, and that a dictionary isn't the one it knows.
+    # sacreBLEU raises these if packages are missing, or if a dictionary isn't the one it knows.
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = " ".join(str(error).split()) or "its dictionary is another one"
         raise UserError(f"eval.tokenize: {tokenize} can't run here ({reason}); choose auto or char") from None

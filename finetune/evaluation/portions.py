@@ -1,6 +1,6 @@
-"""The test set in portions, each kept as it is done, so that a run that is killed goes on after the last of them.
+"""The test set in portions, each kept as soon as it is done, so that a killed run resumes after the last of them.
 
-What else a pass holds can change an answer's rounding, and so, in near-ties, the answer. So each portion goes through
+What else a forward holds can change an answer's rounding, and so, in near-ties, the answer. So each portion goes through
 the model by itself, whether the run was interrupted or not, and is kept whole or not at all. Several processes share them.
 """
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SEQUENCES = 32
-"""Of a portion of losses at least. Passes don't know of each other, so that an end costs nothing."""
+"""Sequences of a portion of losses, at least. Micro-batches are independent, so the end of a portion costs nothing."""
 
 BATCHES = 2
-"""Of a portion of answers at least: at its end most slots are free while the last ones are made."""
+"""Batches of a portion of answers, at least: at its end most slots are free while the last ones are made."""
 
 
 def losses(
@@ -57,7 +57,7 @@ def answers(
     Prints how many are done. Raises UserError if a prompt and its answer don't fit the model's positions.
     """
     count = len(prompts)
-    # As many portions as each has batches, in a large test set: both what an end costs and what a kill does become less.
+    # In a large test set as many portions as each has batches: this lowers the costs of an end and of a kill alike.
     batches = max(BATCHES, isqrt(count // batch_size))
     portions = _portions(count, batches * batch_size, at_least=min(group.size, count))
     with greedy.greedy_answers(
@@ -74,7 +74,7 @@ def answers(
 
 
 def _portions(count: int, size: int, at_least: int = 1) -> list[slice]:
-    """`count` in portions of `size` or somewhat more, as like as can be, in their order; of less, if they are to be
+    """Divide `count` into nearly equal portions, in order, of `size` or a little more; of less if there must be
     `at_least` so many."""
     number = max(at_least, count // size)
     bounds = [count * part // number for part in range(number + 1)]
@@ -84,16 +84,16 @@ def _portions(count: int, size: int, at_least: int = 1) -> list[slice]:
 def _each_kept(
     what: str, portions: list[slice], make: Callable[[slice], list[dict]], kept: Path, group: Group
 ) -> list[dict]:
-    """The rows of all portions: of each those in its file in `kept`, or what `make` makes of it, which is put there.
+    """The rows of all portions: those of its file in `kept`, or else what `make` makes of it, which is written there.
 
-    Each process of `group` makes those that are dealt to it, and gets all. A signal that ends the process says how many
-    there are.
+    Each process of `group` makes the portions that are dealt to it, and gets all. Raises `ending.Ended`, which says how
+    many are kept, after a signal.
     """
     paths = {part.start: kept / f"{what}-{part.start}.jsonl" for part in portions}
     done = {part.start: rows for part in portions if (rows := _read(paths[part.start], part)) is not None}
     total = portions[-1].stop
     if done:
-        print(f"{_count(done)} of {total} {what} are there already", flush=True)
+        print(f"{_count(done)} of {total} {what} are done already", flush=True)
     missing = [part for part in portions if part.start not in done]
     # By the first, in case another sees a portion that was finished in the meantime.
     own = group.from_first(dealt([part.stop - part.start for part in missing], group.size))[group.rank]
@@ -107,7 +107,7 @@ def _each_kept(
     except (KeyboardInterrupt, ending.Ended) as ended:
         number = getattr(ended, "number", signal.SIGINT)
         written = {part.start: rows for part in portions if (rows := _read(paths[part.start], part)) is not None}
-        there = f"{_count(written)} of {total} {what} are kept, and the same command goes on from there"
+        there = f"{_count(written)} of {total} {what} are kept; rerun the same command to resume"
         raise ending.Ended(number, there) from None
     for one in group.gathered(made):
         done |= one
@@ -119,7 +119,7 @@ def _count(done: dict[int, list[dict]]) -> int:
 
 
 def _read(path: Path, part: slice) -> list[dict] | None:
-    """The rows in `path`, or None unless it is whole: after the machine itself failed, anything may be missing."""
+    """The rows in `path`; None unless all are there: after a failure of the machine anything may be missing."""
     try:
         rows = files.read_jsonl(path)
     except (OSError, ValueError):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class _InMemory(evaluate.Metric):
-    """A metric of texts that leaves the disk alone: answers may have taken hours, and a cache may not be writable."""
+    """A metric of texts that writes no file: answers may have taken hours, and a cache may not be writable."""
 
     def __init__(self) -> None:
         super().__init__(keep_in_memory=True)
@@ -82,7 +82,7 @@ def _rouge(reference: str, prediction: str, any_script: bool) -> dict[str, float
 
 
 class _AnyScript(tokenizers.Tokenizer):
-    """rouge-score's face of `words`."""
+    """`words` as a tokenizer of rouge-score."""
 
     def tokenize(self, text: str) -> list[str]:
         return words(text)
@@ -103,8 +103,8 @@ def check_losses(rows: Iterable[dict], losses: list[SequenceLoss]) -> None:
     for row, loss in zip(rows, losses, strict=True):
         if not math.isfinite(loss.nats):
             raise UserError(
-                f"the model's loss on test record {row['record']} is {loss.nats}: its weights are no numbers any more, "
-                f"or its sums overflow; train again with a lower methods.….learning_rate, or take another base model"
+                f"the model's loss on test record {row['record']} is {loss.nats}: its weights aren't finite, or its "
+                f"sums overflow; train again with a lower methods.….learning_rate, or take another base model"
             )
 
 
@@ -116,8 +116,10 @@ def perplexity(loss: float) -> float | None:
         return None
 
 
-def beside(rows: Iterable[dict], answers: list[str], losses: list[SequenceLoss], tokenize: str = "auto") -> list[dict]:
-    """Each answer beside its prompt and reference, with its own ROUGE-L and the reference's loss."""
+def scored_rows(
+    rows: Iterable[dict], answers: list[str], losses: list[SequenceLoss], tokenize: str = "auto"
+) -> list[dict]:
+    """One row for each answer: its prompt and reference, its ROUGE-L, and the reference's loss."""
     rows = list(rows)
     rouge = Rouge(any_script=choose(tokenize, [row["reference"] for row in rows]).any_script)
     return [

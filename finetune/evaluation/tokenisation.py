@@ -1,6 +1,6 @@
 """What BLEU and ROUGE count as a word, chosen by the scripts of the references.
 
-The answers have no say: else a model could change the measure by which it is judged.
+The answers don't count in that choice: else a model could change the measure by which it is judged.
 """
 
 import unicodedata
@@ -43,7 +43,7 @@ class Tokenisation:
 
 
 def choose(tokenize: str, references: Iterable[str]) -> Tokenisation:
-    """What `eval.tokenize` comes to for these references.
+    """The tokenisation that `eval.tokenize` selects for these references.
 
     `auto` is 13a and rouge-score's own unless the references hold enough of what those can't read. `13a` is those two
     whatever the references are; any other name is sacreBLEU's tokenizer of that name, and `words` for ROUGE.
@@ -65,8 +65,8 @@ def _kind(word: str) -> str:
 def normalised(text: str) -> str:
     """`text` with one encoding for what looks the same, as both scores read it. ASCII stays as it is.
 
-    Letters and their marks are composed (NFC), letters and digits have their usual width, and characters without a
-    look of their own (zero-width, soft hyphens, variation selectors) are gone.
+    Letters and their marks are composed (NFC), letters and digits have their usual width, and invisible
+    characters (zero-width, soft hyphens, variation selectors) are removed.
     """
     if text.isascii():
         return text

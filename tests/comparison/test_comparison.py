@@ -36,7 +36,7 @@ def few_resamples(monkeypatch):
 def answers(words: int, nats: float) -> list[dict]:
     """Answers that are right in their first `words` words, at about `nats` per response token."""
     said = [" ".join([*text.split()[:words], "no", "more"]) for text in REFERENCES]
-    return scoring.beside(PROMPTS, said, [SequenceLoss(10 * nats + n % 5, 10) for n in range(len(PROMPTS))])
+    return scoring.scored_rows(PROMPTS, said, [SequenceLoss(10 * nats + n % 5, 10) for n in range(len(PROMPTS))])
 
 
 def run(method: str, seed: int = 1, words: int = 8, nats: float = 1.5, cost: float = 1.0, **changes) -> Run:
@@ -272,7 +272,7 @@ def test_the_bootstrap_cuts_words_as_the_scores_did():
     said = [text[:-4] + "不知道" for text in CHINESE]
     losses = [SequenceLoss(10, 10)] * 40
     whole = scoring.score(said, CHINESE)
-    rows = scoring.beside(prompts, said, losses)
+    rows = scoring.scored_rows(prompts, said, losses)
     facts = {key: whole[key] for key in SIGNATURES}
     data = compared(scored(run("full", answers=rows, base_answers=rows), **facts))
     estimate = data["contenders"]["full"]["scores"]

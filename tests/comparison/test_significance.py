@@ -29,7 +29,7 @@ def spoilt(share: float, seed: int) -> list[str]:
 def answers(predictions: list[str]) -> significance.Answers:
     rows = [{"record": i, "prompt": "", "reference": r} for i, r in enumerate(references())]
     losses = [SequenceLoss(20 + i % 7, 10 + i % 3) for i in range(len(rows))]
-    return significance.answers(scoring.beside(rows, predictions, losses), SIGNATURE)
+    return significance.answers(scoring.scored_rows(rows, predictions, losses), SIGNATURE)
 
 
 GOOD, CLOSE, BAD = spoilt(0.2, 1), spoilt(0.2, 2), spoilt(0.5, 3)

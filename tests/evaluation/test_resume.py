@@ -1,4 +1,4 @@
-"""Evaluation that is killed, by whatever and whenever, goes on to the same bytes and makes no answer twice."""
+"""Evaluation that is killed at any moment resumes to the same bytes, and makes no answer twice."""
 
 import errno
 import json
@@ -98,7 +98,7 @@ def test_a_killed_run_ends_with_the_bytes_of_one_that_never_was(base, asked, mon
         (files, "write_jsonl", 1, Killed()),  # while it is written
         (Engine, "step", 100, Killed()),  # in the second portion that is left
         (files.tempfile, "mkstemp", 1, OSError(errno.ENOSPC, "full")),
-        (scoring, "beside", 1, Killed()),
+        (scoring, "scored_rows", 1, Killed()),
         (files, "write_json", 2, Killed()),  # between the metrics and their facts
     ):
         new_prompts.append(
@@ -108,7 +108,7 @@ def test_a_killed_run_ends_with_the_bytes_of_one_that_never_was(base, asked, mon
     capsys.readouterr()
     assert taken(asked, lambda: stage("eval", *base)) == 0
     printed = capsys.readouterr().out
-    assert "16 of 16 losses are there already" in printed and "16 of 16 answers are there already" in printed
+    assert "16 of 16 losses are done already" in printed and "16 of 16 answers are done already" in printed
     assert outcome() == expected
     assert not KEPT.exists()
 
@@ -122,7 +122,7 @@ def test_a_signal_to_a_real_process_loses_no_more_than_a_portion(base, asked, wo
     said = signalled([sys.executable, str(ROOT / "stages/eval.py"), *base], number, after="answered 6 of")
     if number != signal.SIGKILL:
         assert re.search(
-            r"^error: terminated; (4|8|12) of 16 answers are kept, and the same command goes on from there$", said, re.M
+            r"^error: terminated; (4|8|12) of 16 answers are kept; rerun the same command to resume$", said, re.M
         )
     assert 0 < taken(asked, lambda: stage("eval", *base)) <= PROMPTS - 4
     assert outcome() == expected
@@ -131,7 +131,7 @@ def test_a_signal_to_a_real_process_loses_no_more_than_a_portion(base, asked, wo
 def test_a_damaged_portion_is_made_again(base, asked, monkeypatch):
     stage("eval", *base)
     expected = outcome()
-    interrupted(monkeypatch, base, scoring, "beside", 1, Killed())
+    interrupted(monkeypatch, base, scoring, "scored_rows", 1, Killed())
     (run,) = KEPT.glob("baseline-*/")
     answers = sorted(run.glob("answers-*"))
     assert len(answers) == 4
@@ -151,7 +151,7 @@ def test_another_run_never_takes_up_answers(workspace, trained, tiny_models, ask
     first = ["--ckpt", str(trained / "models/tuned"), "--dataset", str(trained / "data/prepared")]
 
     def answered(arguments: list[str]) -> int:
-        return taken(asked, lambda: interrupted(monkeypatch, arguments, scoring, "beside", 1, Killed()))
+        return taken(asked, lambda: interrupted(monkeypatch, arguments, scoring, "scored_rows", 1, Killed()))
 
     assert answered(first) == 4
     assert answered(first) == 0

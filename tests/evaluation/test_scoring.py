@@ -92,7 +92,7 @@ def test_an_answer_like_its_reference_scores_100(language, times):
     scores = scoring.score(texts, texts)
     assert scores["bleu"] == pytest.approx(100) and scores["rouge1"] == scores["rougeL"] == 100
     rows = [{"record": "1", "prompt": "", "reference": TEXTS[language]}]
-    (row,) = scoring.beside(rows, [TEXTS[language]], [Loss()])
+    (row,) = scoring.scored_rows(rows, [TEXTS[language]], [Loss()])
     assert row["rouge_l"] == 100
 
 
