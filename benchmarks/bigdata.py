@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import workers
 
-from finetune import cli, files, places
+from finetune import cli, files, places, yaml_file
 from finetune.comparison import generated
 from finetune.models.base import Base
 
@@ -101,10 +101,10 @@ def _write_set(path: Path, count: int) -> None:
 
 def _write_params(workspace: Path, size: int) -> None:
     """The shipped params.yaml, with all records and batches of `BATCH`."""
-    params = files.read_yaml(Path("params.yaml"))
+    params = yaml_file.read(Path("params.yaml"))
     params["data"] |= {"size": size}
     params["train"] |= {"batch_size": BATCH}
-    files.write_yaml(workspace / "params.yaml", params)
+    yaml_file.write(workspace / "params.yaml", params)
 
 
 def _cost(workspace: Path, line: str, count: int, stage: str, *arguments: object) -> dict:

@@ -26,9 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import yaml
-
-from finetune import cli, files, places
+from finetune import cli, files, places, yaml_file
 from finetune.comparison import generated
 from finetune.errors import UserError
 
@@ -91,11 +89,11 @@ def _clone(clone: Path) -> None:
     """A clone in which train comes next, with a small model."""
     subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
     _save_small_model(clone / "small")
-    settings = yaml.safe_load((clone / "params.yaml").read_text())
+    settings = yaml_file.read(clone / "params.yaml")
     settings["model"]["source"] = "small"
     # Several, so that kills meet validations and the best weights as well.
     settings["train"]["validations"] = 4
-    files.write_yaml(clone / "params.yaml", settings)
+    yaml_file.write(clone / "params.yaml", settings)
     if subprocess.run(["dvc", "repro", "prepare", "quantize"], cwd=clone, env=_environment()).returncode:
         raise UserError("`dvc repro prepare quantize` failed in the clone; what it says stands above")
     who = ["-c", "user.name=benchmark", "-c", "user.email=benchmark@localhost"]
@@ -123,8 +121,8 @@ def _environment() -> dict[str, str]:
 
 def _kill_runs(clone: Path, method: str, kills: int) -> Outcome:
     """Kill runs of `method` until there are so many `kills`, and let each come to its end."""
-    settings = yaml.safe_load((clone / "params.yaml").read_text())
-    files.write_yaml(clone / "params.yaml", settings | {"method": method})
+    settings = yaml_file.read(clone / "params.yaml")
+    yaml_file.write(clone / "params.yaml", settings | {"method": method})
     _forget(clone)
     started = time.monotonic()
     _start(clone).communicate()

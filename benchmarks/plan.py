@@ -21,10 +21,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import yaml
 from plan_run import PROMPT, SHAPES, Configuration, config_of, measure, settings
 
-from finetune import cli, files, params, places
+from finetune import cli, files, params, places, yaml_file
 from finetune.comparison import generated
 from finetune.methods import METHODS
 
@@ -117,7 +116,7 @@ def planned(one: Configuration) -> dict[str, float]:
 def params_of(one: Configuration) -> params.Params:
     """Its params.yaml, read as a stage reads it."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        yaml.safe_dump(settings(one), file)
+        file.write(yaml_file.text(settings(one)))
         file.flush()
         return params.load(path=Path(file.name))
 

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import workers
 
-from finetune import files, places
+from finetune import files, places, yaml_file
 from finetune.models.base import Base
 
 if TYPE_CHECKING:
@@ -80,7 +78,7 @@ class Configuration:
 
 def settings(one: Configuration) -> dict[str, Any]:
     """The params.yaml of the configuration: the shipped one with its settings."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = yaml_file.read(ROOT / "params.yaml")
     params["method"] = one.method
     params["lora"]["r"] = one.rank
     params["quantization"]["calibration"] = "nearest"
@@ -157,7 +155,7 @@ def measure(one: Configuration, folder: Path, records: int | None = None) -> dic
 
     On data of the configuration's lengths, or on so many `records` of the prepared data.
     """
-    (folder / "params.yaml").write_text(yaml.safe_dump(settings(one)))
+    (folder / "params.yaml").write_text(yaml_file.text(settings(one)))
     base = folder / "models/base"
     if not base.exists():
         make_base(one, base)

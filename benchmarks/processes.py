@@ -19,9 +19,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import workers
-import yaml
 
-from finetune import cli, files, places
+from finetune import cli, files, places, yaml_file
 from finetune.comparison import generated
 
 ROOT = Path(__file__).parents[1]
@@ -53,10 +52,10 @@ def main() -> None:
 
 def configure(folder: Path, processes: int, *, shard: bool) -> None:
     """Params.yaml of the repository, with fewer records, for so many processes."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = yaml_file.read(ROOT / "params.yaml")
     params["data"]["size"] = RECORDS
     params["launch"] = {"processes": processes, "shard": shard}
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    (folder / "params.yaml").write_text(yaml_file.text(params))
 
 
 def train(folder: Path, method: str, way: str) -> dict:

@@ -12,10 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from finetune import yaml_file
 from finetune.errors import UserError
-from finetune.files import read_yaml
 
 FOLDER = ".dir"
 """Ends the hash of a folder: that of the sorted list of its files and their hashes, which is an object itself."""
@@ -33,7 +31,7 @@ def check_inputs() -> None:
     if not stage or not pipeline.exists() or not lock.exists():
         return
     made = outputs(parse_lock(lock.read_text(encoding="utf-8"), "workspace"))
-    for path in sorted(_inputs(read_yaml(pipeline)["stages"], stage) & set(made)):
+    for path in sorted(_inputs(yaml_file.read(pipeline)["stages"], stage) & set(made)):
         found = differing(Path(path), made[path])
         if found:
             _let_dvc_see(found)
@@ -49,9 +47,9 @@ def parse_lock(text: str, name: str) -> dict:
     Raises UserError if it isn't whole: DVC writes it in place, so a kill or a full disk in that moment cuts it short.
     """
     try:
-        lock = yaml.safe_load(text)
+        lock = yaml_file.parse(text, "dvc.lock")
         hashes(lock, "deps"), hashes(lock, "outs")
-    except (yaml.YAMLError, LookupError, TypeError, AttributeError):
+    except (UserError, LookupError, TypeError, AttributeError):
         raise UserError(
             f"{name}: its dvc.lock is cut short or damaged; bring the committed one back (`git checkout dvc.lock`), "
             f"then run `dvc repro`"

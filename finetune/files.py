@@ -13,8 +13,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import yaml
-
 from finetune.errors import UserError, quoted
 
 _REMEDIES = {
@@ -175,16 +173,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: dict) -> None:
     """Write `value` as indented JSON, keys in their order."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_yaml(path: Path, value: dict) -> None:
-    """Write `value` as YAML, keys in their order."""
-    write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
-
-
-def read_yaml(path: Path) -> dict:
-    """Read what `write_yaml` wrote."""
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def read_json(path: Path) -> dict:

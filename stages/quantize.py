@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from finetune import cli, files, params, places
+from finetune import cli, files, params, places, yaml_file
 
 _ADVICE = "lower quantization.examples or data.max_length, or choose a smaller model.source"
 """What helps when rounding takes more memory than there is."""
@@ -36,7 +36,7 @@ def main() -> None:
             "made_of": base.fingerprint,
             "quantization": vars(p.quantization) | {"calibration": calibration},
         }
-        files.write_yaml(draft / places.FACTS, facts)
+        yaml_file.write(draft / places.FACTS, facts)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
+from finetune import yaml_file
 from finetune.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +22,7 @@ FAST = {name: {"learning_rate": 0.01, "epochs": 4} for name in METHODS}
 
 def write_params(folder: Path, **changes) -> None:
     """The shipped params.yaml, made small, with `changes` (group: {key: value}, or key: value)."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = yaml_file.read(ROOT / "params.yaml")
     small = {
         "data": {"size": 40, "max_length": 256, "validation": 0.1, "test": 0.1},
         "lora": {"r": 4, "alpha": 8},
@@ -31,7 +31,7 @@ def write_params(folder: Path, **changes) -> None:
     for settings in (small, changes):
         for key, value in settings.items():
             params[key] = params[key] | value if isinstance(value, dict) else value
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    (folder / "params.yaml").write_text(yaml_file.text(params))
 
 
 def base_for(models: dict[str, Path], family: str, method: str) -> Path:
@@ -141,5 +141,5 @@ def dvc(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
 
 def output_hashes(folder: Path) -> dict[str, str]:
     """Output -> md5, as dvc.lock has it."""
-    stages = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    stages = yaml_file.read(folder / "dvc.lock")["stages"]
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import yaml
+from finetune import yaml_file
 
 LICENCES = {"apache-2.0", "mit", "cc-by-nc-4.0", "other"}
 TOKENS = {"hf_write": "write", "hf_read": "read"}
@@ -134,7 +134,7 @@ def card_errors(content: str) -> list[dict]:
     parts = content.split("---\n")
     if len(parts) < 3 or parts[0]:
         return [{"message": "no front matter"}]
-    told = yaml.safe_load(parts[1])
+    told = yaml_file.parse(parts[1])
     wrong = []
     if told.get("license", "mit") not in LICENCES:
         wrong.append(f'"license" must be one of the known ones, got {told["license"]}')

@@ -17,7 +17,7 @@ from finetune.errors import UserError
 def limited(body: str, folder: Path, size: int) -> subprocess.CompletedProcess:
     """Run `body` where no file may grow above `size` bytes, as on a disk that fills up."""
     code = (
-        "import resource, sys\nfrom pathlib import Path\nfrom finetune import cli, files\n"
+        "import resource, sys\nfrom pathlib import Path\nfrom finetune import cli, files, yaml_file\n"
         f"def main():\n    resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))\n"
         + "".join(f"    {line}\n" for line in body.splitlines())
         + "cli.run(main)\n"
@@ -29,7 +29,7 @@ WRITERS = {
     "write_text": "files.write_text(Path('out'), 'x' * 10**5)",
     "write_json": "files.write_json(Path('out'), {'x': 'x' * 10**5})",
     "write_jsonl": "files.write_jsonl(Path('out'), [{'x': 'x' * 100}] * 1000)",
-    "write_yaml": "files.write_yaml(Path('out'), {'x': ['x' * 100] * 1000})",
+    "yaml": "yaml_file.write(Path('out'), {'x': ['x' * 100] * 1000})",
     "whole_folder": "with files.whole_folder(Path('out')) as draft: (draft / 'a').write_text('x' * 10**5)",
     "safetensors": (
         "import torch\nfrom safetensors.torch import save_file\n"

@@ -6,8 +6,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import yaml
 from helpers import ROOT
+
+from finetune import yaml_file
 
 ORDER = [
     "finetune",
@@ -47,7 +48,7 @@ BESIDE_THE_PIPELINE = {"fetch": "finetune.data."}
 
 
 def pipeline() -> dict[str, dict]:
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    stages = yaml_file.read(ROOT / "dvc.yaml")["stages"]
     return {name: stage.get("do", stage) for name, stage in stages.items()}
 
 

@@ -1,18 +1,19 @@
 """Whatever stands in params.yaml, the reader gives Params or a UserError of one short line."""
 
+import io
 from pathlib import Path
 
 import pytest
-import yaml
 from helpers import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
-from finetune import params
+from finetune import params, yaml_file
 from finetune.errors import UserError
 
 SHIPPED = (ROOT / "params.yaml").read_text(encoding="utf-8")
-TREE = yaml.safe_load(SHIPPED)
+TREE = yaml_file.parse(SHIPPED)
 PATHS = [
     *((key,) for key in TREE),
     *((group, key) for group, keys in TREE.items() if isinstance(keys, dict) for key in keys),
@@ -54,11 +55,13 @@ def read(folder: Path, content: bytes) -> None:
 
 
 def dumped(tree: object) -> bytes:
-    return yaml.dump(tree, allow_unicode=True).encode("utf-8", "surrogatepass")
+    stream = io.StringIO()
+    YAML(typ="safe", pure=True).dump(tree, stream)
+    return stream.getvalue().encode("utf-8", "surrogatepass")
 
 
 def mutated(path: tuple, value: object) -> dict:
-    tree = yaml.safe_load(SHIPPED)
+    tree = yaml_file.parse(SHIPPED)
     group = tree
     for key in path[:-1]:
         group = group[key]

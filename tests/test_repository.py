@@ -9,10 +9,9 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 from helpers import ROOT, command
 
-from finetune import places
+from finetune import places, yaml_file
 from finetune.commands.compare import PICTURES
 from finetune.commands.main import COMMANDS
 from finetune.comparison import generated
@@ -24,7 +23,7 @@ from finetune.experiments import sweep
 
 def pipeline() -> dict:
     """The stages by name; those of a `foreach` each by its own."""
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    stages = yaml_file.read(ROOT / "dvc.yaml")["stages"]
     return {
         each: stage.get("do", stage)
         for name, stage in stages.items()
@@ -60,8 +59,8 @@ def test_a_stage_reads_only_params_that_dvc_yaml_declares(name):
 
 
 def test_the_lock_was_made_by_the_committed_code_and_params():
-    lock = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    lock = yaml_file.read(ROOT / "dvc.lock")["stages"]
+    params = yaml_file.read(ROOT / "params.yaml")
     assert set(lock) == set(pipeline())
     for name, stage in lock.items():
         for dep in stage["deps"]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune import cli, files, params, places
+from finetune import cli, files, params, places, yaml_file
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with files.whole_folder(out) as draft, device.enough_memory(_ADVICE):
         make.write(export, draft)
         measured = list(measure.measure(export, draft, test, p.eval)) if test else []
-        files.write_yaml(draft / places.FACTS, make.facts(export))
+        yaml_file.write(draft / places.FACTS, make.facts(export))
         files.write_text(draft / "README.md", card.text(export, args.push, test, measured, data))
     if test:
         _print(card.table(test, measured))

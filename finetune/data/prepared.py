@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune import yaml_file
 from finetune.errors import UserError
-from finetune.files import read_yaml
 from finetune.places import FACTS
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def load(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[DatasetDict,
 
     if not (folder / FACTS).exists():
         raise UserError(f"{folder}: no prepared dataset there; run `python stages/prepare.py` first")
-    facts = read_yaml(folder / FACTS)
+    facts = yaml_file.read(folder / FACTS)
     if facts["tokenizer"] != tokenizer_id(tokenizer):
         raise UserError(
             f"{folder}: was tokenised for another model; prepare it again with this model's tokenizer: "

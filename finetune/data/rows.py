@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from finetune import yaml_file
 from finetune.data.dataset import Encoded
 from finetune.data.prepared import IGNORE, SPLITS, prompt_length
 from finetune.data.records import Records
 from finetune.data.spool import Spool
 from finetune.errors import UserError
-from finetune.files import sha256, whole_folder, write_yaml
+from finetune.files import sha256, whole_folder
 from finetune.places import FACTS
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Rows:
                 (target,) = (draft / name).glob("*.arrow")
                 self._write(splits[name], target)
                 _steady_fingerprint(draft / name / "state.json", target)
-            write_yaml(draft / FACTS, facts)
+            yaml_file.write(draft / FACTS, facts)
 
     def _write(self, part: range, target: Path) -> None:
         """Write the rows of `part` as an Arrow stream, `BATCH` at a time."""

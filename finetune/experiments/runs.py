@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-import yaml
 
-from finetune import dvc_files
+from finetune import dvc_files, yaml_file
 from finetune.errors import UserError
 from finetune.experiments import dvc_lock, revisions
 from finetune.files import jsonl_rows
@@ -87,7 +86,7 @@ def answers(name: str, revision: str | None, file: str = "tuned") -> list[dict]:
     Raises UserError as `workspace` and `find` do.
     """
     remedy = "run `dvc repro` first" if revision is None else _BRING_BACK
-    params = yaml.safe_load(_text("params.yaml", revision, name, remedy))
+    params = yaml_file.parse(_text("params.yaml", revision, name, remedy))
     locked = dvc_files.parse_lock(_text("dvc.lock", revision, name, remedy), name)
     dvc_lock.check_consistent(locked, params, name)
     return jsonl_rows(_text(PREDICTIONS / f"{file}.jsonl", revision, name, remedy))
@@ -131,7 +130,7 @@ def _read(revision: str | None, commit: str, name: str, remedy: str) -> Run:
     def table(path: Path) -> pandas.DataFrame:
         return pandas.read_csv(io.StringIO(text(path)), sep="\t")
 
-    params, locked = yaml.safe_load(text("params.yaml")), dvc_files.parse_lock(text("dvc.lock"), name)
+    params, locked = yaml_file.parse(text("params.yaml")), dvc_files.parse_lock(text("dvc.lock"), name)
     dvc_lock.check_consistent(locked, params, name)
     metrics = ("data", "base", "train", "eval", "train.facts", "eval.facts")
     rounded = PREDICTIONS / "base-4bit.jsonl"

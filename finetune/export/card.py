@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import yaml
-
-from finetune import files, places
+from finetune import files, places, yaml_file
 from finetune.comparison.measures import COSTS, MEMORY_PARTS, SCORES
 from finetune.data.prepared import SPLITS
 from finetune.device import describe, versions
@@ -165,7 +163,7 @@ def _made(export: Export) -> str:
     settings = {"method": made.method.name, "seed": made.seed, "template": made.template} | made.settings
     if "quantization" in made.base_source:
         settings["quantization"] = made.base_source["quantization"]
-    written = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    written = yaml_file.text(settings)
     costs = _costs(made)
     rows = [
         f"- {measure.heading}: {measure.text(costs[key])}"

@@ -10,9 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune import places
+from finetune import places, yaml_file
 from finetune.errors import UserError, first_line
-from finetune.files import read_yaml
 from finetune.sources.fetch import fetch
 from finetune.sources.provenance import provenance
 
@@ -112,7 +111,7 @@ class Base:
     def made_of(self) -> str | None:
         """The fingerprint of the weights that the quantize stage rounded to make this base; None if it made it not."""
         facts = self.folder / places.FACTS
-        return read_yaml(facts).get("made_of") if facts.exists() else None
+        return yaml_file.read(facts).get("made_of") if facts.exists() else None
 
     @cached_property
     def original(self) -> Base | None:

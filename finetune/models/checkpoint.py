@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune import yaml_file
 from finetune.errors import UserError
-from finetune.files import read_yaml
 from finetune.methods import METHODS, Method
 from finetune.models.base import Base, fingerprint, load_tokenizer
 from finetune.places import FACTS
@@ -43,7 +43,7 @@ class Checkpoint:
     @classmethod
     def read(cls, folder: Path) -> Checkpoint:
         """The checkpoint that `saved.save` wrote to `folder`. Raises UserError if there is none."""
-        facts = read_yaml(folder / FACTS) if (folder / FACTS).is_file() else {}
+        facts = yaml_file.read(folder / FACTS) if (folder / FACTS).is_file() else {}
         if facts.get("method") not in METHODS:
             raise UserError(
                 f"{folder}: no fine-tuned model there; run `dvc repro train` or `python stages/train.py` first"

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune import files
+from finetune import files, yaml_file
 from finetune.errors import UserError, first_line
-from finetune.files import disk_named, whole_folder, write_text, write_yaml
+from finetune.files import disk_named, whole_folder, write_text
 from finetune.models import card
 from finetune.models.checkpoint import Checkpoint
 from finetune.places import FACTS
@@ -95,7 +95,7 @@ def _write_beside_weights(
         model.config.save_pretrained(draft)
         model.generation_config.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
-    write_yaml(draft / FACTS, checkpoint.facts())
+    yaml_file.write(draft / FACTS, checkpoint.facts())
     write_text(draft / "README.md", _model_card(checkpoint))
 
 

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from finetune import dvc_files, places
+from finetune import dvc_files, places, yaml_file
 from finetune.errors import UserError, quoted
 from finetune.experiments import dvc_lock, revisions
 from finetune.registry import annotation, checkpoints, fetched, versions
@@ -67,7 +65,7 @@ def _checked(repo: Any, commit: str, source: str) -> dict:
         raise UserError(
             "dvc.lock: its models/tuned isn't committed; commit it first, or name the experiment that made it: --from NAME"
         )
-    dvc_lock.check_consistent(locked, yaml.safe_load(fetched.read(repo, commit, "params.yaml", source)), source)
+    dvc_lock.check_consistent(locked, yaml_file.parse(fetched.read(repo, commit, "params.yaml", source)), source)
     folder = checkpoints.of_commit(repo, commit, source, anew=True).folder
     if source == HEAD and places.TUNED.exists() and not _holds_all(places.TUNED, folder):
         raise UserError(

@@ -6,9 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from finetune import device
+from finetune import device, yaml_file
 from finetune.files import sha256
 
 _CODE = Path(__file__).parents[2]
@@ -39,6 +37,6 @@ def _code_of(stage: str) -> list[Path]:
     pipeline = _CODE / "dvc.yaml"
     if not pipeline.exists():
         return [_CODE / "finetune"]
-    entry = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"][stage]
+    entry = yaml_file.read(pipeline)["stages"][stage]
     deps = [_CODE / path for path in entry.get("do", entry)["deps"] if path.startswith(("stages/", "finetune/"))]
     return sorted(deps)

@@ -4,9 +4,9 @@ import re
 import shutil
 from pathlib import Path
 
-from finetune import places
+from finetune import places, yaml_file
 from finetune.errors import UserError
-from finetune.files import copy_into, whole_folder, write_yaml
+from finetune.files import copy_into, whole_folder
 from finetune.sources import contents
 from finetune.sources.catalogue import DATA_SUFFIXES, HubRepo, LocalPath, PackageFile, Sources, data_files, resolve
 from finetune.sources.hub import fetch_hub
@@ -49,7 +49,7 @@ def _fetch_several(kind: str, names: list[str] | dict[str, float], folder: Path)
         _fetch_one(kind, name, part)
         weight = names[name] if isinstance(names, dict) else None
         parts.append({"folder": part.name, "weight": weight, **provenance(part)})
-    write_yaml(
+    yaml_file.write(
         folder / places.FACTS,
         {
             "source": ", ".join(part["source"] for part in parts),

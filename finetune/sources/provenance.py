@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from finetune import yaml_file
-from finetune.files import write_yaml
 from finetune.places import FACTS
 from finetune.sources.catalogue import HubRepo, LocalPath, PackageFile, Source
 
@@ -21,7 +20,7 @@ def write_provenance(name: str, source: Source, folder: Path) -> None:
         facts |= {"hub": source.repo_id, "commit": source.revision}
     else:
         facts["source"] = source.path.name
-    write_yaml(folder / FACTS, facts)
+    yaml_file.write(folder / FACTS, facts)
 
 
 def provenance(folder: Path) -> dict:

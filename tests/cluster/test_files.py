@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from cluster.conftest import Repository, git, ok
 from helpers import ROOT, commit
+
+from finetune import yaml_file
 
 FILES = ROOT / "docs/cluster"
 MAKEFILE = """\
@@ -23,7 +24,7 @@ setup:
 
 
 def kubernetes_job() -> dict:
-    return yaml.safe_load((FILES / "kubernetes.yaml").read_text())
+    return yaml_file.read(FILES / "kubernetes.yaml")
 
 
 def test_kubernetes_accepts_the_job():
@@ -50,8 +51,8 @@ def test_skypilot_accepts_the_task(tmp_path):
     (tmp_path / "trials.json").write_text('{"trials": []}')
     shutil.copy(FILES / "skypilot.yaml", tmp_path)
     assert "Task<name=finetune>" in ok(skypilot(tmp_path / "skypilot.yaml"))
-    task = yaml.safe_load((FILES / "skypilot.yaml").read_text())
-    (tmp_path / "spoiled.yaml").write_text(yaml.safe_dump(task | {"resorces": task.pop("resources")}))
+    task = yaml_file.read(FILES / "skypilot.yaml")
+    (tmp_path / "spoiled.yaml").write_text(yaml_file.text(task | {"resorces": task.pop("resources")}))
     refused = skypilot(tmp_path / "spoiled.yaml")
     assert refused.returncode != 0 and "resorces" in refused.stderr
 
@@ -89,7 +90,7 @@ def test_what_a_pod_runs_is_a_trial(repository, tmp_path):
 
 @pytest.mark.slow
 def test_what_a_skypilot_job_runs_is_a_trial(repository, tmp_path):
-    task = yaml.safe_load((FILES / "skypilot.yaml").read_text())
+    task = yaml_file.read(FILES / "skypilot.yaml")
     commands = f"{task['setup']}\n{task['run']}"
     assert set(re.findall(r"\$([A-Z_]+)", commands)) <= {*task["envs"], *task["secrets"]}
     assert "trial lora-2" in run_by(commands, repository, tmp_path, INDEX="1")

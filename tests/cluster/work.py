@@ -10,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-import yaml
+from finetune import yaml_file
 
-params = yaml.safe_load(Path("params.yaml").read_text())
+params = yaml_file.read(Path("params.yaml"))
 settings = params["methods"][params["method"]]
 
 

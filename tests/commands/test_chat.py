@@ -210,12 +210,12 @@ def test_a_real_terminal(trained):
 def test_an_adapter_of_another_base_is_refused(tuned, tiny_models, tmp_path, capsys):
     import shutil
 
-    import yaml
+    from finetune import yaml_file
 
     strange = tmp_path / "strange"
     shutil.copytree(tuned / "other", strange)
-    facts = yaml.safe_load((strange / "facts.yaml").read_text()) | {"base_fingerprint": "0123456789abcdef"}
-    (strange / "facts.yaml").write_text(yaml.safe_dump(facts))
+    facts = yaml_file.read(strange / "facts.yaml") | {"base_fingerprint": "0123456789abcdef"}
+    (strange / "facts.yaml").write_text(yaml_file.text(facts))
     assert "was trained over other weights (fingerprint 0123456789abcdef)" in refusal(
         "infer", "--prompt", "x", "--ckpt", strange
     )

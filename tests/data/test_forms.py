@@ -5,10 +5,10 @@ import gzip
 import json
 
 import pytest
-import yaml
 from datasets import load_from_disk
 from helpers import refusal, stage, write_params
 
+from finetune import yaml_file
 from finetune.commands.escapes import unescape
 from finetune.data import alpaca
 from finetune.errors import UserError
@@ -84,7 +84,7 @@ def test_smollm2_closes_every_answer_as_its_template_does(workspace, prepare, sm
     row = prepare(FORMS["messages"], smollm2, template="chat")["Red."]
     tokenizer = load_tokenizer(smollm2)
     assert learnt(row, tokenizer) == ["Blue.<|im_end|>", "Red.<|im_end|>"]
-    facts = yaml.safe_load((workspace / "data/prepared/facts.yaml").read_text())
+    facts = yaml_file.read(workspace / "data/prepared/facts.yaml")
     assert facts["end_tokens"] == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
 
 

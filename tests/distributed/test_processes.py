@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 from helpers import ROOT, base_for, command, files_in, free_port, refusal, stage, write_params
 
+from finetune import yaml_file
 from finetune.methods import METHODS
 
 SETTINGS = {name: {"learning_rate": 0.002 if name == "full" else 0.01, "epochs": 2} for name in METHODS}
@@ -218,8 +218,8 @@ def test_other_data_on_one_machine_is_refused(ready, monkeypatch):
     ready.configure(1)
     there = ready.folder / "there"
     shutil.copytree(ready.folder, there, ignore=shutil.ignore_patterns("there"))
-    params = yaml.safe_load((there / "params.yaml").read_text())
-    (there / "params.yaml").write_text(yaml.safe_dump(params | {"seed": 7}))
+    params = yaml_file.read(there / "params.yaml")
+    (there / "params.yaml").write_text(yaml_file.text(params | {"seed": 7}))
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NNODES": "2"}
     runs = [
         subprocess.Popen(

@@ -4,9 +4,9 @@ import json
 import math
 
 import pytest
-import yaml
 from helpers import ROOT, command
 
+from finetune import yaml_file
 from finetune.errors import UserError
 from finetune.experiments import sweep
 from finetune.experiments.sweep import Trial
@@ -79,7 +79,7 @@ def python(clone, code: str) -> str:
 
 def test_params_are_the_best_of_the_committed_sweep():
     losses = sweep.from_data(json.loads((ROOT / "benchmarks/results/sweep.json").read_text()))
-    methods = yaml.safe_load((ROOT / "params.yaml").read_text())["methods"]
+    methods = yaml_file.read(ROOT / "params.yaml")["methods"]
     for method, settings in methods.items():
         best = sweep.best(losses, method)
         assert (float(settings["learning_rate"]), settings["epochs"]) == (best.learning_rate, best.epochs)

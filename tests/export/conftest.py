@@ -8,8 +8,8 @@ import pytest
 from families import with_tokenizer
 from helpers import FAST, stage, write_params
 
+from finetune import yaml_file
 from finetune.device import compute_dtype
-from finetune.files import write_yaml
 
 
 @pytest.fixture(scope="session")
@@ -30,13 +30,13 @@ def checkpoints(tmp_path_factory, tiny_models, words):
                     shutil.copytree(tiny_models[family], base)
                 else:
                     with_tokenizer(family, base, like=tiny_models["llama"])
-                write_yaml(
+                yaml_file.write(
                     base / "facts.yaml",
                     {"source": "me/tiny", "licence": "Apache-2.0", "hub": "me/tiny", "commit": hub.COMMIT},
                 )
                 (folder / "data/raw").mkdir(parents=True)
                 (folder / "data/raw/words.json").write_text(json.dumps(words))
-                write_yaml(
+                yaml_file.write(
                     folder / "data/raw/facts.yaml",
                     {"source": "alpaca", "licence": "CC BY-NC 4.0", "hub": "tatsu-lab/alpaca", "commit": hub.COMMIT},
                 )

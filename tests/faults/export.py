@@ -3,7 +3,7 @@
 import shutil
 
 from faults import Bench, Fault
-from finetune.files import write_yaml
+from finetune import yaml_file
 
 
 def exported(bench: Bench, *arguments: str, method: str = "full", family: str | None = None) -> str:
@@ -12,7 +12,7 @@ def exported(bench: Bench, *arguments: str, method: str = "full", family: str | 
         shutil.copytree(bench.models[family], bench.folder / "models/tuned")
     data = {"source": "words", "licence": "mine"}
     bench.write("models/tuned/.keep", "")
-    write_yaml(
+    yaml_file.write(
         bench.folder / "models/tuned/facts.yaml",
         {"method": method, "base": "models/nowhere", "seed": 1, "template": "alpaca", "data": data},
     )

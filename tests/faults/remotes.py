@@ -9,11 +9,11 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-import yaml
 from helpers import ROOT, commit, damage, dvc
 from helpers import command as run
 
 from faults import Bench, Fault
+from finetune import yaml_file
 
 FACTS = Path("models/tuned/facts.yaml")
 PIPELINE = {
@@ -45,7 +45,7 @@ def template() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     atexit.register(shutil.rmtree, folder)
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
-    (folder / "dvc.yaml").write_text(yaml.safe_dump(PIPELINE))
+    (folder / "dvc.yaml").write_text(yaml_file.text(PIPELINE))
     (folder / "params.yaml").write_text("{}\n")
     (folder / ".gitignore").write_text("/store\n")
     for step in (["init"], ["remote", "add", "--default", "store", "store"], ["repro", "train"], ["push"]):

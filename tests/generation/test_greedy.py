@@ -6,9 +6,9 @@ import shutil
 import families
 import pytest
 import torch
-import yaml
 from helpers import FAST, stage, write_params
 
+from finetune import yaml_file
 from finetune.generation import greedy
 from finetune.models.base import Base, load_tokenizer
 from finetune.models.checkpoint import Checkpoint
@@ -110,7 +110,7 @@ def test_end_tokens_of_the_data_and_of_the_base_reach_the_tuned_model(workspace,
     write_params(workspace, methods=FAST)
     stage("prepare", "--model_name", folder)
     facts = workspace / "data/prepared/facts.yaml"
-    facts.write_text(yaml.safe_dump(yaml.safe_load(facts.read_text()) | {"end_tokens": [0, 9]}))
+    facts.write_text(yaml_file.text(yaml_file.parse(facts.read_text()) | {"end_tokens": [0, 9]}))
     stage("train", "--model_name", folder, "--method", method)
     tuned = workspace / "models/tuned"
     checkpoint = Checkpoint.read(tuned)

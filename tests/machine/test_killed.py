@@ -5,9 +5,9 @@ import shutil
 import subprocess
 
 import pytest
-import yaml
 from helpers import command, files_in, output_hashes
 
+from finetune import yaml_file
 from machine.kills import Scene, at
 
 TUNED = "models/tuned"
@@ -17,8 +17,8 @@ TUNED = "models/tuned"
 def trained_alone(clone, tmp_path_factory):
     """The clone, in which train has run outside DVC with another seed: `dvc commit` takes its outputs in."""
     folder = shutil.copytree(clone, tmp_path_factory.mktemp("killed") / "start", symlinks=True)
-    params = yaml.safe_load((folder / "params.yaml").read_text()) | {"seed": 2}
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    params = yaml_file.read(folder / "params.yaml") | {"seed": 2}
+    (folder / "params.yaml").write_text(yaml_file.text(params))
     done = command("python", "-m", "stages.train", cwd=folder, PYTHONPATH=str(folder))
     assert done.returncode == 0, done.stderr
     return folder

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import yaml
 from helpers import dvc, output_hashes
+
+from finetune import yaml_file
 
 
 @contextmanager
@@ -23,8 +24,8 @@ def read_only(folder: Path) -> Iterator[None]:
 
 
 def seed(folder: Path, value: int) -> None:
-    params = yaml.safe_load((folder / "params.yaml").read_text()) | {"seed": value}
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    params = yaml_file.read(folder / "params.yaml") | {"seed": value}
+    (folder / "params.yaml").write_text(yaml_file.text(params))
 
 
 def test_a_read_only_cache_is_told_of_before_training(editable):

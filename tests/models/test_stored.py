@@ -5,11 +5,11 @@ import shutil
 import families
 import pytest
 import torch
-import yaml
 from helpers import FAST, base_for, stage, write_params
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from finetune import yaml_file
 from finetune.methods import METHODS
 from finetune.models.base import Base, fingerprint
 from finetune.models.checkpoint import Checkpoint
@@ -105,8 +105,8 @@ def test_an_adapter_from_before_fingerprints_is_read_and_said_so(workspace, tiny
     stage("prepare", "--model_name", tiny_models["llama"])
     stage("train", "--model_name", tiny_models["llama"], "--method", "lora")
     facts = workspace / "models/tuned/facts.yaml"
-    known = yaml.safe_load(facts.read_text())
-    facts.write_text(yaml.safe_dump({k: v for k, v in known.items() if k not in ("base_fingerprint", "end_tokens")}))
+    known = yaml_file.read(facts)
+    facts.write_text(yaml_file.text({k: v for k, v in known.items() if k not in ("base_fingerprint", "end_tokens")}))
     capsys.readouterr()
     stage("eval")
     said = f"models/tuned: notes no fingerprint of its base, so nobody can tell whether {tiny_models['llama']} is it\n"

@@ -6,8 +6,9 @@ import json
 import hub
 import hub_files
 import pytest
-import yaml
 from helpers import clone_of_the_working_tree, command, files_in
+
+from finetune import yaml_file
 
 RECORDS = 800
 SETTINGS = ("-S", "model.source=distilgpt2", "-S", "data.source=alpaca", "-S", f"data.size={RECORDS}")
@@ -28,7 +29,7 @@ def test_the_seeds_experiment(tmp_path):
         done = command("dvc", "exp", "run", *SETTINGS, cwd=clone, **away)
     assert done.returncode == 0, done.stderr
     base = files_in(clone / "models/base")
-    assert yaml.safe_load(base.pop("facts.yaml"))["commit"] == commit
+    assert yaml_file.parse(base.pop("facts.yaml"))["commit"] == commit
     assert base == {name: content for name, content in files_in(source).items() if name != "README.md"}
     told = metrics(clone)
     assert told["data"]["records_read"] == 52_002

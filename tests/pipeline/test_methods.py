@@ -2,8 +2,9 @@
 
 import json
 
-import yaml
 from helpers import dvc
+
+from finetune import yaml_file
 
 VARIANT = '        Method("rsLoRA", "#56B4E9", "rslora", 1e-3, adapters=True, lora_options={"use_rslora": True}),\n'
 
@@ -12,9 +13,9 @@ def test_a_variant_trains_and_is_scored_and_drawn(editable):
     module = editable / "finetune/methods.py"
     entry = next(line for line in module.read_text().splitlines(keepends=True) if '"dora"' in line)
     module.write_text(module.read_text().replace(entry, entry + VARIANT))
-    params = yaml.safe_load((editable / "params.yaml").read_text())
+    params = yaml_file.read(editable / "params.yaml")
     params["methods"]["rslora"] = params["methods"]["lora"]
-    (editable / "params.yaml").write_text(yaml.safe_dump(params | {"method": "rslora"}))
+    (editable / "params.yaml").write_text(yaml_file.text(params | {"method": "rslora"}))
 
     done = dvc(editable, "repro")
     assert done.returncode == 0, done.stderr

@@ -4,9 +4,9 @@ import json
 import subprocess
 
 import pytest
-import yaml
 from helpers import command, dvc, files_in, output_hashes
 
+from finetune import yaml_file
 from finetune.comparison.measures import COSTS, SCORES
 from finetune.comparison.summary import ROWS
 
@@ -49,9 +49,9 @@ def edit(path, old: str, new: str) -> None:
 
 
 def test_a_changed_learning_rate_reruns_train_and_eval_only(editable):
-    params = yaml.safe_load((editable / "params.yaml").read_text())
+    params = yaml_file.read(editable / "params.yaml")
     params["methods"]["qlora"]["learning_rate"] = 0.002
-    (editable / "params.yaml").write_text(yaml.safe_dump(params))
+    (editable / "params.yaml").write_text(yaml_file.text(params))
     done = dvc(editable, "repro")
     ran = {name for name in STAGES if f"Running stage '{name}'" in done.stdout + done.stderr}
     assert done.returncode == 0 and ran == {"train", "eval", "plot"}
@@ -68,9 +68,9 @@ def test_a_changed_learning_rate_reruns_train_and_eval_only(editable):
     ],
 )
 def test_a_changed_param_touches_only_the_stages_that_read_it(editable, group, key, value, stages):
-    params = yaml.safe_load((editable / "params.yaml").read_text())
+    params = yaml_file.read(editable / "params.yaml")
     (params["methods"] if group == "full" else params)[group][key] = value
-    (editable / "params.yaml").write_text(yaml.safe_dump(params))
+    (editable / "params.yaml").write_text(yaml_file.text(params))
     assert touched(editable) == stages
 
 

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-import yaml
 from helpers import base_for, stage, write_params
 
-from finetune import params, places
+from finetune import params, places, yaml_file
 from finetune.commands import plan as command
 from finetune.costs.memory_parts import Activations, memory_parts
 from finetune.errors import UserError
@@ -141,4 +140,4 @@ def test_fp16_cards_train_whole_models_in_fp32(workspace, tiny_models):
     write_params(workspace, method="full")
     p = params.load()
     assert planned(tiny_models["llama"], p, devices.named("T4")).item == torch.float32.itemsize
-    assert yaml.safe_load((workspace / "params.yaml").read_text())["method"] == "full"
+    assert yaml_file.read(workspace / "params.yaml")["method"] == "full"

@@ -6,7 +6,6 @@ import shutil
 import families
 import pytest
 import torch
-import yaml
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from datasets import DatasetDict, load_from_disk
@@ -14,6 +13,7 @@ from helpers import FAST, files_in, refusal, stage, write_params
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from finetune import yaml_file
 from finetune.data import prepared
 from finetune.device import compute_dtype
 from finetune.generation.greedy import generate
@@ -150,7 +150,7 @@ def test_a_model_whose_layers_take_more_than_their_input_is_rounded_to_the_neare
 
     monkeypatch.setattr(calibration._Passing, "through", lambda self, number, layer: self.hidden + 1)
     made(workspace, tiny_models["llama"])
-    facts = yaml.safe_load((workspace / FOUR / "facts.yaml").read_text())
+    facts = yaml_file.read(workspace / FOUR / "facts.yaml")
     assert facts["quantization"]["calibration"] == "nearest"
 
 
@@ -158,7 +158,7 @@ def test_a_model_whose_layers_take_more_than_their_input_is_rounded_to_the_neare
 def test_families(workspace, tiny_models, tmp_path_factory, family):
     base = families.with_tokenizer(family, tmp_path_factory.mktemp(family), tiny_models["llama"])
     made(workspace, base)
-    facts = yaml.safe_load((workspace / FOUR / "facts.yaml").read_text())
+    facts = yaml_file.read(workspace / FOUR / "facts.yaml")
     assert facts["quantization"]["calibration"] == "gptq"
     stage("train", "--model_name", base, "--method", "qlora")
     stage("eval")

@@ -7,9 +7,9 @@ from contextlib import chdir
 from pathlib import Path
 
 import pytest
-import yaml
 from helpers import GIT, ROOT, command, commit, drafts_in, dvc, files_in
 
+from finetune import yaml_file
 from finetune.models.checkpoint import Checkpoint
 from finetune.models.loading import load_tuned
 from finetune.registry import fetched
@@ -191,7 +191,7 @@ def test_the_workspace_and_folders_are_found_without_dvc(first):
 def test_a_folder_comes_before_an_experiment_and_that_before_a_branch(first):
     git(first, "branch", "second-seed")
     assert found(first, "second-seed").folder.is_relative_to(fetched.FETCHED)
-    assert yaml.safe_load((first / found(first, "second-seed").folder / "facts.yaml").read_text())["seed"] == 2
+    assert yaml_file.read(first / found(first, "second-seed").folder / "facts.yaml")["seed"] == 2
     shutil.copytree(first / "models/tuned", first / "second-seed")
     assert found(first, "second-seed").folder == Path("second-seed")
     shutil.rmtree(first / "second-seed")
@@ -215,7 +215,7 @@ def test_dvc_and_gto_know_what_is_registered(first, second, tuned):
 def test_a_registered_commit_adds_its_name_to_dvc_yaml_and_nothing_else(first):
     changed = git(first, "diff", "--numstat", "trunk", "haiku@v1.0.0").split()
     assert changed == ["3", "0", "dvc.yaml"]
-    pipeline = yaml.safe_load(git(first, "show", "haiku@v1.0.0:dvc.yaml"))
+    pipeline = yaml_file.parse(git(first, "show", "haiku@v1.0.0:dvc.yaml"))
     assert pipeline["artifacts"]["haiku"] == {"path": "models/tuned", "type": "model"}
 
 

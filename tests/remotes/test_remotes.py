@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from helpers import GIT, ROOT, command, commit, damage, dvc, files_in
 from remotes.conftest import cloned
+
+from finetune import yaml_file
 
 FOLDERS = ("data/raw", "data/prepared", "data/predictions", "models/base", "models/base-4bit", "models/tuned")
 ADAPTER = "models/tuned/adapter_model.safetensors"
@@ -31,9 +32,7 @@ def finetune(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 def object_of(folder: Path, storage: Path, path: str) -> Path:
     """Where `storage`, a cache or a remote, has the file `path` of the clone `folder`."""
     place = Path(path).parent.as_posix()
-    outs = [
-        out for stage in yaml.safe_load((folder / "dvc.lock").read_text())["stages"].values() for out in stage["outs"]
-    ]
+    outs = [out for stage in yaml_file.read(folder / "dvc.lock")["stages"].values() for out in stage["outs"]]
     found = {out["path"]: out["md5"] for out in outs}
 
     def at(md5: str) -> Path:
@@ -41,7 +40,7 @@ def object_of(folder: Path, storage: Path, path: str) -> Path:
 
     if path in found:
         return at(found[path])
-    rows = yaml.safe_load(at(found[place]).read_text())
+    rows = yaml_file.read(at(found[place]))
     return at(next(row["md5"] for row in rows if row["relpath"] == Path(path).name))
 
 

@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 from helpers import GIT, command, commit
 
+from finetune import yaml_file
 from finetune.errors import UserError
 from finetune.experiments import revisions
 from finetune.places import TUNED
@@ -22,7 +22,7 @@ def pushed(tmp_path_factory) -> Path:
     made = (
         "mkdir -p models/tuned && echo 'method: lora' > models/tuned/facts.yaml && echo {} > models/tuned/config.json"
     )
-    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": {"cmd": made, "outs": ["models/tuned"]}}}))
+    (folder / "dvc.yaml").write_text(yaml_file.text({"stages": {"train": {"cmd": made, "outs": ["models/tuned"]}}}))
     for step in (
         [*GIT, "init", "--quiet"],
         ["dvc", "init", "--quiet"],
@@ -49,7 +49,7 @@ def brought(folder: Path, monkeypatch) -> Path:
 
 
 def test_what_the_lock_names_is_taken(pushed, monkeypatch):
-    assert yaml.safe_load((brought(pushed, monkeypatch) / "facts.yaml").read_text()) == {"method": "lora"}
+    assert yaml_file.read(brought(pushed, monkeypatch) / "facts.yaml") == {"method": "lora"}
 
 
 @pytest.mark.parametrize("name", ["facts.yaml", "../../../../../escaped.yaml"])

@@ -5,9 +5,9 @@ import sys
 import zipfile
 
 import pytest
-import yaml
 from helpers import ROOT, command, drafts_in, files_in, refusal, stage, write_params
 
+from finetune import yaml_file
 from finetune.device import compute_dtype
 from finetune.models.base import Base, load_tokenizer
 from finetune.models.loading import load_base
@@ -27,7 +27,7 @@ def refused(done) -> str:
 
 
 def note(folder) -> dict:
-    return yaml.safe_load((folder / "facts.yaml").read_text())
+    return yaml_file.read(folder / "facts.yaml")
 
 
 def test_default_data_comes_out_of_the_package_index(workspace):

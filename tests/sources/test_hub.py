@@ -9,9 +9,9 @@ import sys
 import hub
 import hub_files
 import pytest
-import yaml
 from helpers import ROOT, command, drafts_in, files_in, refusal, stage, write_params
 
+from finetune import yaml_file
 from finetune.models.base import load_tokenizer
 
 MODEL, PINNED = hub_files.repository("distilgpt2")
@@ -63,7 +63,7 @@ def refused(fetch, workspace):
 def fetched(done, workspace) -> dict:
     """The note beside the model that was fetched."""
     assert done.returncode == 0, done.stderr
-    return yaml.safe_load((workspace / "models/base/facts.yaml").read_text())
+    return yaml_file.read(workspace / "models/base/facts.yaml")
 
 
 def asked_for(served, name: str) -> list[str]:

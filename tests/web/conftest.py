@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import yaml
 from helpers import GIT, ROOT, command, commit, dvc, free_port, write_params
+
+from finetune import yaml_file
 
 KEY = "a-key"
 
@@ -45,7 +46,7 @@ def recorded(tmp_path_factory, words) -> Path:
     )
     outs = ["data/predictions/tuned.jsonl", "data/predictions/base.jsonl", *folders]
     (folder / "dvc.yaml").write_text(
-        yaml.safe_dump({"stages": {"eval": {"cmd": copy, "params": ["method"], "outs": outs}}})
+        yaml_file.text({"stages": {"eval": {"cmd": copy, "params": ["method"], "outs": outs}}})
     )
     for step in ([*GIT, "init", "--quiet"], ["dvc", "init", "--quiet"], ["dvc", "repro"]):
         done = command(*step, cwd=folder)
