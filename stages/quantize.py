@@ -19,7 +19,7 @@ def main() -> None:
     from finetune import device
     from finetune.data import prepared
     from finetune.models.base import Base
-    from finetune.quantization.base import copy_whole, quantise
+    from finetune.quantization.quantise import copy_whole, quantise
 
     base = Base.named(args.model_name)
     splits, _ = prepared.load(Path(args.dataset or places.PREPARED), base.tokenizer)

@@ -54,7 +54,7 @@ def tiny_models(tmp_path_factory, words) -> dict[str, Path]:
 def _in_4_bits(base: Path, folder: Path, words: list[dict]) -> Path:
     """The model in `base` as the quantize stage rounds it by default, looking at `words`."""
     from finetune import params
-    from finetune.quantization.base import quantise
+    from finetune.quantization.quantise import quantise
 
     rows = load_tokenizer(base)([f"{row['instruction']} {row['output']}" for row in words])["input_ids"]
     quantise(Base(base), rows, params.load(path=ROOT / "params.yaml").quantization, folder)

@@ -36,7 +36,7 @@ def load_base(
     stored_in_4_bits = base.bits
     check_weights(base.folder)
     # Left out, not None: that would say that weights stored in 4 bits are plain.
-    bits = {"quantization_config": _in_4_bits(quantization, dtype)} if quantization and not stored_in_4_bits else {}
+    bits = {"quantization_config": bits_and_bytes(quantization, dtype)} if quantization and not stored_in_4_bits else {}
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             base.folder,
@@ -117,7 +117,8 @@ def keep_end_tokens_alone(model: PreTrainedModel) -> None:
     )
 
 
-def _in_4_bits(quantization: params.Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
+def bits_and_bytes(quantization: params.Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """How bitsandbytes holds 4-bit layers by these settings; they multiply in `dtype`."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization.type,

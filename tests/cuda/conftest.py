@@ -140,7 +140,7 @@ def random_model(family: str, lively: bool):
 
 def in_4_bits(whole: Path, folder: Path, splits) -> None:
     """The model in `whole`, as the quantize stage rounds it."""
-    from finetune.quantization.base import quantise
+    from finetune.quantization.quantise import quantise
 
     folder.mkdir()
     quantise(Base(whole), splits["train"]["input_ids"][:8], settings().quantization, folder)
