@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from finetune.errors import UserError
-from finetune.generation.adapter_rows import OWN
 from finetune.generation.engine import Engine
-from finetune.generation.joint_layers import JointLayers
+from finetune.generation.joint_layers import OWN, JointLayers
 from finetune.generation.prepared_model import prepared
 from finetune.generation.request import Request
 from finetune.models.loading import end_tokens
@@ -69,9 +68,9 @@ class GreedyAnswers:
     def to(self, prompts: list[list[int]], progress: Callable[[int], None]) -> list[str]:
         """The answers to `prompts` (token ids), in their order, stripped.
 
-        An answer closes with an end token of the model or the tokenizer: nothing else of the model's folder has a say,
-        `models.loading.load_base` has seen to that at load. `progress` gets the number done, after each
-        `batch_size` and at the end.
+        An end token of the model or the tokenizer ends an answer. Nothing else in the model's folder changes answers:
+        `models.loading.load_base` sees to that. `progress` gets the number done, after each `batch_size` and at the
+        end.
         """
         ends = {self.tokenizer.eos_token_id, *end_tokens(self.model)}
         requests = [Request(ids, self.max_new_tokens, ends, OWN) for ids in prompts]

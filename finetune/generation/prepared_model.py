@@ -1,6 +1,6 @@
-"""A model made ready for the engine, if that computes what the model's own forward does.
+"""A model made ready for the engine, if the engine computes what the model's own forward does.
 
-Names don't tell which models fit, so it is tried on numbers.
+Names don't tell which models fit, so the two are compared on numbers.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import torch
 from torch.nn.functional import linear
 
 from finetune.device import is_out_of_memory
-from finetune.generation.adapter_rows import OWN
 from finetune.generation.engine import Decoder, base_model
-from finetune.generation.joint_layers import JointLayers, joint
+from finetune.generation.joint_layers import OWN, JointLayers, joint
 from finetune.generation.kv_cache import attending_to_cache
 from finetune.kernels.calls import TOLERANCE, recorded_calls
 from finetune.kernels.loss import head_inputs
@@ -29,9 +28,9 @@ if TYPE_CHECKING:
 def prepared(
     model: PreTrainedModel | PeftModel, prompts: list[list[int]], max_new_tokens: int
 ) -> Iterator[JointLayers | None]:
-    """Make `model` ready for `Engine` within the block; None, and nothing changed, if its own answers would be others.
+    """Make `model` ready for `Engine` within the block; None, and nothing changed, if the answers would differ from its own.
 
-    It is tried on the longest and the shortest of `prompts`, as long as the answers can make them.
+    Tried on the longest and the shortest of `prompts`, lengthened as far as answers may reach.
     """
     base = base_model(model)
     short, long = min(prompts, key=len), max(prompts, key=len)
@@ -39,7 +38,7 @@ def prepared(
     with ExitStack() as undo:
         try:
             ready = _ready(base, tried, undo)
-        except Exception as error:  # what a model can't be asked it answers with all kinds of errors
+        except Exception as error:  # models raise all kinds of errors for what they don't support
             if is_out_of_memory(error):
                 raise
             ready = None
@@ -49,7 +48,7 @@ def prepared(
 
 
 def _ready(model: PreTrainedModel, tried: list[list[int]], undo: ExitStack) -> JointLayers | None:
-    """The joint layers of `model`, until `undo`; None if on `tried` (token ids) the engine's numbers are others."""
+    """The joint layers of `model`, until `undo`; None if the engine's numbers differ on `tried` (token ids)."""
     long = head_inputs(model, input_ids=_ids(model, tried[0]))[0, -2:]
     undo.enter_context(attending_to_cache(model))
     head: Any = model.get_output_embeddings()
@@ -73,7 +72,7 @@ def _ids(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
 
 
 def _in_slots(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
-    """What the head is given at the last two tokens of each of `rows`, of which the last comes in a forward of its own."""
+    """What the head is given at the last two tokens of each of `rows`, of which the last comes in a forward alone."""
     decoder = Decoder(model, len(rows))
     before = decoder.enter([ids[:-1] for ids in rows], [OWN] * len(rows))
     last = decoder.step([ids[-1] for ids in rows])
@@ -81,6 +80,6 @@ def _in_slots(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
 
 
 def _is_near(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether each row's difference is as small beside the row as rounding makes it."""
+    """Whether each row's difference is small enough, relative to the row, to be rounding."""
     difference = (found.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1)
     return bool((difference < TOLERANCE[expected.dtype].model).all())

@@ -14,9 +14,8 @@ from finetune.data.forms import Turn
 from finetune.data.prompts import Template
 from finetune.device import compute_dtype
 from finetune.errors import UserError
-from finetune.generation.adapter_rows import OWN
 from finetune.generation.engine import Engine
-from finetune.generation.joint_layers import JointLayers
+from finetune.generation.joint_layers import OWN, JointLayers
 from finetune.generation.kv_cache import GROWTH
 from finetune.generation.prepared_model import prepared
 from finetune.generation.request import Request, Sampling

@@ -4,8 +4,8 @@ import pretended_cuda
 import pytest
 import torch
 
-from finetune.generation.adapter_rows import OWN
 from finetune.generation.engine import Engine
+from finetune.generation.joint_layers import OWN
 from finetune.generation.prepared_model import prepared
 from finetune.generation.request import Request
 from finetune.models import adapters, loading

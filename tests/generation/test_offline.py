@@ -10,8 +10,8 @@ from peft import LoraConfig, get_peft_model
 
 from finetune import params
 from finetune.generation import greedy
-from finetune.generation.adapter_rows import OWN
 from finetune.generation.engine import Engine
+from finetune.generation.joint_layers import OWN
 from finetune.generation.prepared_model import prepared
 from finetune.generation.request import Request
 from finetune.methods import METHODS
