@@ -1,8 +1,16 @@
 """Check the records, sample and split them, apply the prompt template, tokenise, and mask the prompts."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune import cli, files, params, places
+
+if TYPE_CHECKING:
+    from finetune.data.prompts import Template
+    from finetune.data.rows import Rows
+    from finetune.models.base import Base
 
 
 def main() -> None:
@@ -15,47 +23,62 @@ def main() -> None:
     files.check_writable(out.folder, out.metrics, out.plots)
 
     from finetune import plots
-    from finetune.data import dataset, prepared, records
     from finetune.data.prompts import Template
-    from finetune.data.rows import Rows, TextLosses, check_lengths, statistics
     from finetune.models.base import Base
-    from finetune.sources.provenance import provenance
 
     base = Base.named(args.model_name)
     base.check_length(p.data.max_length)
-    tokenizer = base.tokenizer
-    template = Template(p.data.template, tokenizer)
-    read = records.read_records(raw, p.data.on_bad_record, p.data.columns, out.folder)
-    tally, losses, rows = dataset.Tally(), TextLosses(tokenizer), Rows(out.folder, template.end_tokens[0])
+    template = Template(p.data.template, base.tokenizer)
+    rows, splits, figures = _sample(raw, template, base, p, out.folder)
+    rows.save(splits, _facts(raw, template, base, p.data), out.folder)
+    files.write_json(out.metrics / "data.json", figures)
+    plots.lengths(rows.lengths, p.data.max_length, out.plots / "lengths.png")
+    for name, value in figures.items():
+        print(f"{name:>24}  {value}")
+
+
+def _sample(
+    raw: Path, template: Template, base: Base, p: params.Params, folder: Path
+) -> tuple[Rows, dict[str, range], dict]:
+    """The encoded rows of a sample of `raw`, where each split lies among them, and the figures of the data.
+
+    Rows are spooled to the disk of `folder`. Raises UserError if the records or their lengths don't suit the settings.
+    """
+    from finetune.data import dataset, records
+    from finetune.data.rows import Rows, TextLosses, check_lengths, statistics
+
+    settings = p.data
+    read = records.read_records(raw, settings.on_bad_record, settings.columns, folder)
+    tally, losses, rows = dataset.Tally(), TextLosses(base.tokenizer), Rows(folder, template.end_tokens[0])
     for encoded in dataset.sample(
         read,
         template,
         tally,
-        size=p.data.size,
-        seed=p.data.seed,
-        max_length=p.data.max_length,
+        size=settings.size,
+        seed=settings.seed,
+        max_length=settings.max_length,
         weights=records.weights(raw),
-        on_bad_record=p.data.on_bad_record,
+        on_bad_record=settings.on_bad_record,
     ):
         losses.add(encoded)
         rows.add(encoded.row)
-    splits = dataset.split(
-        len(rows), validation=p.data.validation, test=p.data.test, dropped=read.dropped + tally.dropped
-    )
-    check_lengths(rows, splits, p.data.max_length, p.eval.max_new_tokens, base.positions)
-    figures_of_data = statistics(rows, splits, read, tally.dropped, tally.made_of) | losses.found()
+    dropped = read.dropped + tally.dropped
+    splits = dataset.split(len(rows), validation=settings.validation, test=settings.test, dropped=dropped)
+    check_lengths(rows, splits, settings.max_length, p.eval.max_new_tokens, base.positions)
+    return rows, splits, statistics(rows, splits, read, tally.dropped, tally.made_of) | losses.found()
 
-    facts = {
-        "template": p.data.template,
+
+def _facts(raw: Path, template: Template, base: Base, settings: params.Data) -> dict:
+    """What facts.yaml says of the prepared data."""
+    from finetune.data.prepared import tokenizer_id
+    from finetune.sources.provenance import provenance
+
+    return {
+        "template": settings.template,
         "end_tokens": template.end_tokens,
-        "tokenizer": prepared.tokenizer_id(tokenizer),
+        "tokenizer": tokenizer_id(base.tokenizer),
         "data": provenance(raw),
     }
-    rows.save(splits, facts, out.folder)
-    files.write_json(out.metrics / "data.json", figures_of_data)
-    plots.lengths(rows.lengths, p.data.max_length, out.plots / "lengths.png")
-    for name, value in figures_of_data.items():
-        print(f"{name:>24}  {value}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What each linear layer is given: the model is walked layer by layer, each fed by those before it as they are by then.
+"""The inputs of each linear layer, collected layer by layer: each is fed by the layers before it as they are by then.
 
-A caller that rounds the layers as they come so has the later ones make up for the earlier ones' errors (Frantar et al.
-2023, section 3.3).
+A caller that rounds each layer as it comes lets the later ones make up for the errors of the earlier ones (Frantar et
+al. 2023, section 3.3).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from finetune.models.loading import layer_stack
 
 @dataclass(frozen=True)
 class Inputs:
-    """The linear layers of a model that share an input, and what is known of it."""
+    """The linear layers of a model that share an input, and its second moment."""
 
     modules: list[nn.Linear | Conv1D]
     hessian: torch.Tensor
@@ -31,8 +31,8 @@ class Inputs:
 
 
 @dataclass
-class _Passing:
-    """One example on its way: its hidden states before the layer at hand, and what else each layer is called with."""
+class _Example:
+    """One example in the walk: its hidden states before the current layer, and what else each layer is called with."""
 
     hidden: torch.Tensor
     tokens: int
@@ -46,16 +46,16 @@ class _Passing:
 
 
 def can_be_walked(model: PreTrainedModel, row: list[int]) -> bool:
-    """Whether each layer's result is the next one's input, and nothing else: told by the numbers of one example."""
+    """Whether each layer hands its result, unchanged, to the next one; tried on the token ids `row` of one example."""
     layers = layer_stack(model)
     with torch.no_grad(), recorded_calls(layers) as calls:
-        passing = _started(model, layers, row)
+        example = _started(model, layers, row)
     seen = [call.args[0] for call in calls if call.args]
-    if len(passing.calls) != len(layers) or len(seen) != len(layers):
+    if len(example.calls) != len(layers) or len(seen) != len(layers):
         return False
     for number, layer in enumerate(layers[:-1]):
-        passing.hidden = passing.through(number, layer)
-        if not torch.equal(passing.hidden, seen[number + 1]):
+        example.hidden = example.through(number, layer)
+        if not torch.equal(example.hidden, seen[number + 1]):
             return False
     return True
 
@@ -70,35 +70,35 @@ def walk(model: PreTrainedModel, rows: list[list[int]]) -> Iterator[Inputs]:
     examples = [_started(model, layers, row) for row in rows]
     for number, layer in enumerate(layers):
         yield from _inputs(layer, number, examples)
-        for passing in examples:
-            passing.hidden = passing.through(number, layer)
+        for example in examples:
+            example.hidden = example.through(number, layer)
 
 
-def _started(model: PreTrainedModel, layers: list[nn.Module], row: list[int]) -> _Passing:
-    """An example before the first layer, from a whole pass in which every layer's call is noted."""
-    batch = _alone(row, model.device)
+def _started(model: PreTrainedModel, layers: list[nn.Module], row: list[int]) -> _Example:
+    """An example before the first layer, from a forward in which every layer's call is recorded."""
+    batch = _single(row, model.device)
     with recorded_calls(layers) as calls:
         packed_head_inputs(model, batch)
     hidden = calls[0].args[0] if calls and calls[0].args else torch.empty(0)
-    return _Passing(hidden, len(row), [(call.args[1:], call.kwargs) for call in calls])
+    return _Example(hidden, len(row), [(call.args[1:], call.kwargs) for call in calls])
 
 
-def _alone(row: list[int], device: torch.device) -> Batch:
+def _single(row: list[int], device: torch.device) -> Batch:
     (batch,) = micro_batches(pack([{"input_ids": row, "labels": row}]), len(row))
     return {key: value.to(device) for key, value in batch.items()}
 
 
-def _inputs(layer: nn.Module, number: int, examples: list[_Passing]) -> list[Inputs]:
+def _inputs(layer: nn.Module, number: int, examples: list[_Example]) -> list[Inputs]:
     linear = [module for module in layer.modules() if isinstance(module, nn.Linear | Conv1D)]
     sums: dict[tuple[nn.Module, ...], torch.Tensor] = {}
     with recorded_calls(linear) as calls:
-        for passing in examples:
+        for example in examples:
             calls.clear()
-            passing.through(number, layer)
+            example.through(number, layer)
             for alike, x in sharing_input(calls):
                 modules = tuple(dict.fromkeys(alike))
                 # The filling comes last. (An expert sees some of the tokens, and keeps it.)
-                rows = x.reshape(-1, x.shape[-1])[: passing.tokens].float()
+                rows = x.reshape(-1, x.shape[-1])[: example.tokens].float()
                 sums[modules] = sums[modules].addmm_(rows.t(), rows) if modules in sums else rows.t() @ rows
-    tokens = sum(passing.tokens for passing in examples)
+    tokens = sum(example.tokens for example in examples)
     return [Inputs(cast("list[nn.Linear | Conv1D]", list(alike)), total / tokens) for alike, total in sums.items()]

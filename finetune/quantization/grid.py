@@ -11,11 +11,11 @@ SHARES = tuple(0.72 + 0.02 * step for step in range(15))
 """Scales that are tried, in shares of a block's largest weight. A smaller one cuts that weight, and the other 31 or 63
 lie nearer to a value."""
 _SCALES_PER_BLOCK = 256
-"""Of the second quantisation (QLoRA, Dettmers et al. 2023, section 3): that of bitsandbytes."""
+"""Block size of the second quantisation (QLoRA, Dettmers et al. 2023, section 3), as bitsandbytes has it."""
 
 
 class Grid:
-    """The values of `quantization.type`, sorted, and their codes."""
+    """The 16 values of `quantization.type`, sorted, and their codes."""
 
     def __init__(self, settings: params.Quantization, device: torch.device) -> None:
         self.settings = settings
@@ -46,7 +46,7 @@ class Grid:
         return best[..., 0]
 
     def stored(self, scales: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, QuantState]:
-        """What bitsandbytes keeps of `scales` (rows, blocks), and the scales that it will read from there."""
+        """The `scales` (rows, blocks) as bitsandbytes will read them, and the state in which it stores them."""
         rows, blocks = scales.shape
         kept, read, second = scales.flatten(), scales.flatten(), {}
         if self.settings.double_quant:

@@ -90,7 +90,7 @@ def _replace(model: PreTrainedModel, layers: dict[str, Linear4bit], quantizer: H
 def _rounded(
     model: PreTrainedModel, names: list[str], rows: list[list[int]], settings: params.Quantization
 ) -> Iterator[tuple[str, Rounded]]:
-    """Every module of `names`: those that `rows` reach by gptq, the others to the nearest."""
+    """Each module of `names`, rounded: by gptq if `rows` reach it, else to the nearest."""
     left = {model.get_submodule(name): name for name in names}
     for module, result in rounded_by_gptq(model, rows, settings) if rows else ():
         if module in left:
@@ -110,12 +110,12 @@ def _check_blocks(layers: dict[str, Linear4bit], block: int) -> None:
 
 
 def copy_whole(base: Base, target: Path) -> None:
-    """Take a model that is in four bits already as it is."""
+    """Copy a base that is in four bits already to `target`."""
     copy_into(target, model_files(base.folder), base.folder)
 
 
 def _copy_without_weights(folder: Path, target: Path) -> None:
-    """The files of the model in `folder` that `target` lacks (tokenizer, templates), but for its weights."""
+    """Copy what `target` lacks of the model in `folder` (tokenizer, templates), except its weights."""
     others = (path for path in model_files(folder) if not _holds_weights(path))
     copy_into(target, (path for path in others if not (target / path.name).exists()), folder)
 
