@@ -30,8 +30,8 @@ def trainable(
 ) -> PreTrainedModel | PeftModel:
     """The model `base`, which a quantized method has in 4 bits, as `method` trains it.
 
-    Memory is laid out for passes of `tokens` tokens, and anew if one is longer. What is to `shard` stays on the CPU, as
-    no device needs to have room for all of it, and its layers in the form that can be taken apart.
+    Memory is laid out for micro-batches of `tokens` tokens, and again if one is longer. A model to `shard` stays on the
+    CPU, since it may be larger than any device, and keeps its own layers, which can be split.
 
     AdamW's small steps are lost in the 8 bits of a bf16 mantissa: adapters are fp32, and for bf16
     weights `SplitAdamW` keeps the rest. fp16 weights can't be kept so; they are trained as fp32.
@@ -111,7 +111,7 @@ def with_new_adapters(base: PreTrainedModel, method: Method, lora: params.Lora) 
 def _check_names(model: PreTrainedModel, targets: str | list[str]) -> None:
     """Raise UserError if a name or pattern of `targets` fits no module of `model`, or one that has no matrix.
 
-    peft raises only if none of them fits, and passes over the rest.
+    peft raises only if none of them fits, and ignores the rest.
     """
     if targets == "all-linear":
         return
@@ -123,7 +123,7 @@ def _check_names(model: PreTrainedModel, targets: str | list[str]) -> None:
         odd = [type(module).__name__ for module in meant if not isinstance(module, ADAPTABLE)]
         if odd:
             raise UserError(
-                f"lora.target_modules: {target!r} is a {odd[0]}, which has no matrix of its own to adapt; there are "
+                f"lora.target_modules: {target!r} is a {odd[0]}, which has no matrix to adapt; there are "
                 f"{_kinds(model)}"
             )
 

@@ -29,7 +29,7 @@ class Base:
 
     folder: Path
     rounded_from: Base | None = field(default=None, compare=False, repr=False)
-    """Of a 4-bit base: the base that was asked for, which it was rounded from."""
+    """The base that was asked for, where this is its 4-bit base."""
 
     @classmethod
     def named(cls, name: str | None, *, in_4_bits: bool = False) -> Base:
@@ -109,7 +109,7 @@ class Base:
 
     @cached_property
     def made_of(self) -> str | None:
-        """The fingerprint of the weights that the quantize stage rounded to make this base; None if it made it not."""
+        """The fingerprint of the weights that the quantize stage rounded to make this base; None if another program did."""
         facts = self.folder / places.FACTS
         return yaml_file.read(facts).get("made_of") if facts.exists() else None
 
@@ -153,7 +153,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers, tokenizers and sentencepiece each raise classes of their own
+    except Exception as error:  # transformers, tokenizers and sentencepiece raise various classes
         if "custom code" in str(error):
             raise UserError(
                 f"{folder}: the tokenizer brings Python code of its own, which is never run here; choose another model"

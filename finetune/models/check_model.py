@@ -1,4 +1,4 @@
-"""The model that is computed here compared with the model's own forward pass, on numbers, before hours of work.
+"""A comparison, on numbers, of what is computed here with the model's own forward, before hours of work.
 
 Names don't tell what a model does: a convolution that reaches into the sequence before, a window, a cap on the logits
 each have many. So a model is tried, as it will train, on the shortest and the longest sequence of its data.
@@ -119,7 +119,7 @@ def _still(model: Model, *, gradients: bool = False) -> Iterator[None]:
 
 @contextmanager
 def _refusing(model: Model) -> Iterator[None]:
-    """What a model can't be asked it answers with all kinds of errors, none of them about the user's mistake."""
+    """Turn the errors of a model that can't be called like this, which are of many kinds, into one UserError."""
     try:
         yield
     except Exception as error:
@@ -160,7 +160,7 @@ def _own(model: Model, ids: Sequence[int]) -> torch.Tensor:
 def _own_and_head(model: Model, ids: Sequence[int], *, adapters: bool) -> torch.Tensor:
     """`_own`; raises UserError unless the logits are the head's product, as which the loss computes them.
 
-    With `adapters` that forward has a backward pass, which tells of adapters without a gradient.
+    With `adapters` a backward pass follows; raises UserError if it leaves an adapter without a gradient.
     """
     head = model.get_output_embeddings()
     if head is None or getattr(head, "weight", None) is None:

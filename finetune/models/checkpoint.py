@@ -29,14 +29,14 @@ class Checkpoint:
     base_folder: Path
     """Where its base lay when it was trained."""
     base_fingerprint: str | None
-    """Of its base's weights; None in folders from before fingerprints were noted."""
+    """That of its base's weights; None in checkpoints that are older than fingerprints."""
     template: str
     end_tokens: list[int]
     """Ids of the tokens that end an answer by the template, in addition to those that the model names."""
     data: dict[str, Any]
     """Where the instructions came from: source and licence."""
     settings: dict[str, Any]
-    """Of training: the groups lora (where there are adapters) and train, as params.yaml had them."""
+    """How it was trained: the groups lora (where there are adapters) and train, as params.yaml had them."""
     base_source: dict[str, Any]
     """Where the base came from: source and licence."""
 
@@ -88,8 +88,8 @@ class Checkpoint:
     def base(self, moved_to: Path | str | None = None) -> Base | None:
         """The base that its adapter goes over, in 4 bits if it was trained so; None if all parameters were trained.
 
-        It lies where it was trained, or in the folder `moved_to`. Raises UserError if it isn't there, or if its weights
-        are others by now; that can't be told of a checkpoint without a fingerprint, which is said on stderr.
+        It is looked for where it was trained, or in the folder `moved_to`. Raises UserError if it isn't there, or if its
+        weights have changed. A checkpoint that notes no fingerprint can't be checked; a line on stderr says so.
         """
         if not self.method.adapters:
             return None

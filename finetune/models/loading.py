@@ -51,7 +51,7 @@ def load_base(
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # `_check_complete` names them
         )
-    except Exception as error:  # safetensors and transformers each raise classes of their own
+    except Exception as error:  # safetensors and transformers raise various classes
         if is_out_of_memory(error):
             raise
         raise UserError(f"{base}: no causal language model can be loaded: {first_line(error)}") from None
@@ -128,7 +128,7 @@ def bits_and_bytes(quantization: params.Quantization, dtype: torch.dtype) -> Bit
 
 
 def _check_complete(folder: Path, model: PreTrainedModel, found: dict[str, Any]) -> None:
-    """transformers draws weights that aren't in the file at random, and passes over those that it has no place for."""
+    """Raise UserError unless the files fit config.json: transformers draws missing weights at random and drops others."""
     mismatched = sorted(found["mismatched_keys"])
     if mismatched:
         name, stored, wanted = mismatched[0]
@@ -144,7 +144,7 @@ def _check_complete(folder: Path, model: PreTrainedModel, found: dict[str, Any])
     left = sorted(name for name in found["unexpected_keys"] if _numberless(name) in places)
     if left:
         raise UserError(
-            f"{folder}: the files hold {len(left)} weights more than config.json tells of ({left[0]}, …); "
+            f"{folder}: the files hold {len(left)} weights more than config.json has ({left[0]}, …); "
             f"fetch both from one place"
         )
 
@@ -161,7 +161,7 @@ def _numberless(name: str) -> str:
 def _keep_order(model: nn.Module) -> None:
     """On a CPU, bitsandbytes puts 4-bit weights into another order at the first validation.
 
-    Its kernel for that order is slower than de-quantising for more than a few rows, and passes no gradient on.
+    Its kernel for that order is slower than de-quantising for more than a few rows, and has no gradient.
     """
     from bitsandbytes.nn import Linear4bit
 
@@ -183,7 +183,7 @@ def _multiply_in(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def copy_from_file(model: nn.Module) -> None:
-    """Weights are views of the mapped file, all of which stays in memory as long as one of them lives: copy them out."""
+    """Copy the weights out of the mapped file, all of which stays in memory as long as one of them is a view of it."""
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
         state = getattr(parameter, "quant_state", None)
@@ -200,7 +200,7 @@ def layer_stack(model: nn.Module) -> list[nn.Module]:
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """Trainable and total parameters; a 4-bit weight counts as the weights it holds."""
+    """Trainable and total parameters; a 4-bit byte counts as two weights."""
     trainable_count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(_weights_held(p) for p in model.parameters())
     return trainable_count, total

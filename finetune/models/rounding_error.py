@@ -1,4 +1,4 @@
-"""What rounding took from a weight, as the adapters can hold it: factors of low rank, the largest first.
+"""The rounding error of a weight in the form of an adapter: factors of low rank, the largest singular value first.
 
 The error that counts is that of the layer's outputs. With inputs x whose parts are taken as independent, the best
 factors of E are those of E diag(rms(x)), by its singular values (QERA-approx: Zhang et al. 2025, section 4.3; LQER:
@@ -48,7 +48,7 @@ def factors(error: torch.Tensor, importance: torch.Tensor) -> Factors:
 
 
 def save(errors: dict[str, Factors], folder: Path) -> None:
-    """Write the factors of each linear layer (by its name in the model) beside the model's own weights."""
+    """Write the factors of each linear layer (by its name in the model) next to the model's weights."""
     tensors = {}
     for name, found in sorted(errors.items()):
         tensors[f"{name}.a"] = found.a.to(torch.bfloat16).contiguous().cpu()
@@ -58,13 +58,13 @@ def save(errors: dict[str, Factors], folder: Path) -> None:
 
 @torch.no_grad()
 def start(model: PeftModel, folder: Path) -> None:
-    """Let the adapters of `model` start as what rounding took from the base in `folder`, as far as their rank goes.
+    """Let the adapters of `model` start as the rounding error of the 4-bit base in `folder`, as far as their rank goes.
 
-    Ranks beyond what is kept start as peft has them, at zero. So does everything over a base that others rounded,
-    beside which nothing is kept; that is said.
+    Ranks beyond those in the file start as peft has them, at zero. So do all adapters over a base without that file,
+    which another program rounded; a line says so.
     """
     if not (folder / FILE).exists():
-        print(f"{folder}: nobody kept what rounding to 4 bits lost, so the adapters start at zero")
+        print(f"{folder}: holds no rounding error, so the adapters start at zero")
         return
     with safe_open(folder / FILE, framework="pt") as kept:
         stored = set(kept.keys())

@@ -24,7 +24,7 @@ def check_can_be_saved(
     tokenizer: PreTrainedTokenizerBase,
     checkpoint: Checkpoint,
 ) -> None:
-    """What `save` will be asked for, tried without the weights, before training and not after it.
+    """Try before training, without the weights, what `save` will do after it.
 
     Raises UserError if something can't be written, or if the disk has no room for the weights.
     """
@@ -33,7 +33,7 @@ def check_can_be_saved(
         with disk_named(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(prefix=f".{folder.name}.new-", suffix=".draft", dir=folder.parent) as draft:
-                _write_beside_weights(model, tokenizer, checkpoint, Path(draft))
+                _write_without_weights(model, tokenizer, checkpoint, Path(draft))
     except UserError:
         raise
     except OSError as error:
@@ -52,26 +52,16 @@ def save(
 ) -> None:
     """Write adapter or full model with its tokenizer; the same bytes for the same weights.
 
-    `weights` are those of a model whose own are in shards: all that was trained, by name.
-
-    They go to the folder of `checkpoint`, with its facts. A full model is stored in bf16, the size of its base. A folder `plots`,
-    where the run may have left its curves, stays. Raises UserError if it can't be written all the same; it names the
-    file that then holds the trained weights, if any place took them.
+    They go to the folder of `checkpoint`, with its facts. `weights` are all that was trained, by name, of a model whose
+    own are in shards. A full model is stored in bf16, the size of its base. A folder `plots`, where the run may have
+    left its curves, stays. Raises UserError if the folder can't be written; it names the file that holds the trained
+    weights instead, if any place took them.
     """
     folder = checkpoint.folder
     try:
         with whole_folder(folder, keep="plots") as draft:
-            if isinstance(model, PeftModel):
-                model.save_pretrained(str(draft), state_dict=weights)
-            elif weights is not None:
-                narrow = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
-                buffers = dict(model.named_buffers())
-                model.save_pretrained(
-                    draft, state_dict=narrow | {k: buffers[k] for k in model.state_dict() if k in buffers}
-                )
-            else:
-                model.to(torch.bfloat16).save_pretrained(draft)  # type: ignore[arg-type]  # transformers' `wraps`
-            _write_beside_weights(model, tokenizer, checkpoint, draft)
+            _write_weights(model, weights, draft)
+            _write_without_weights(model, tokenizer, checkpoint, draft)
     except Exception as error:  # hours of training are in those weights
         rescued = _rescue(weights or trained(model), folder)
         where = (
@@ -80,7 +70,18 @@ def save(
         raise UserError(f"{folder}: could not be saved ({first_line(error)}); {where}") from error
 
 
-def _write_beside_weights(
+def _write_weights(model: PreTrainedModel | PeftModel, weights: dict[str, torch.Tensor] | None, draft: Path) -> None:
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(draft), state_dict=weights)
+    elif weights is None:
+        model.to(torch.bfloat16).save_pretrained(draft)  # type: ignore[arg-type]  # transformers' `wraps`
+    else:
+        narrow = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
+        buffers = dict(model.named_buffers())
+        model.save_pretrained(draft, state_dict=narrow | {k: buffers[k] for k in model.state_dict() if k in buffers})
+
+
+def _write_without_weights(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     checkpoint: Checkpoint,
@@ -108,9 +109,9 @@ def _rescue(weights: dict[str, torch.Tensor], folder: Path) -> Path | None:
     """Write the trained weights alone to the first place that takes them; None if none does."""
     weights = {name: weight.cpu().contiguous() for name, weight in weights.items()}
     name = f"{folder.name}.rescued.safetensors"
-    beside = folder.with_name(name)
-    if _saved(weights, beside):
-        return beside
+    neighbour = folder.with_name(name)
+    if _saved(weights, neighbour):
+        return neighbour
     # Where other disks may be; None is the system's temporary folder.
     for place in (None, Path("~").expanduser()):
         with suppress(OSError):

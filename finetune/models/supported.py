@@ -1,4 +1,4 @@
-"""Which base models can be trained here, told from their config.json before any weight is read."""
+"""Which base models can be trained here, by their config.json, before any weight is read."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ def read_config(folder: Path | str) -> PreTrainedConfig:
     """The config of the causal language model in `folder`.
 
     Raises UserError if there is none, or if it is of a kind that can't be trained here: code of its own, encoders,
-    pictures or sound beside text, an attention that can't be replaced by `kernels.attention.attend`.
+    images or sound as well as text, an attention that can't be replaced by `kernels.attention.attend`.
     """
     written = _written(Path(folder))
     kind = written.get("model_type")
@@ -27,7 +27,7 @@ def read_config(folder: Path | str) -> PreTrainedConfig:
     _check_names_no_kernel(folder, written)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # each family checks its config in a way of its own
+    except Exception as error:  # each family checks its config in its own way
         raise UserError(f"{folder}: config.json is no valid config of a {kind} model: {first_line(error)}") from None
     _check_kind(folder, config)
     return config

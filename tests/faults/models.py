@@ -236,7 +236,7 @@ FAULTS: list[Fault] = [
     ),
     met_by_train(
         "a config.json with fewer layers than the file",
-        "mine: the files hold 9 weights more than config.json tells of (model.layers.1.input_layernorm.weight, …); fetch both from one place",
+        "mine: the files hold 9 weights more than config.json has (model.layers.1.input_layernorm.weight, …); fetch both from one place",
         partial(told, num_hidden_layers=1),
         "lora",
     ),
