@@ -64,17 +64,8 @@ def _evaluate(args: Namespace, settings: params.Eval, out: places.Places, group:
         for_all(own, group) as kept,
     ):
         losses, answers = _losses_and_answers(subject, test, settings, kept, group)
-        if not group.is_first:
-            return
-        # Before the scores of the whole, so that answers which took hours are kept whatever comes after them.
-        texts = test.select_columns(["record", "prompt", "reference"])
-        rows = scoring.scored_rows(texts, answers, losses, settings.tokenize)
-        files.write_jsonl(out.folder / f"{answers_name}.jsonl", rows)
-        report, facts = scoring.report(answers, references, losses, at_best, settings.tokenize)
-        files.write_json(metrics, report)
-        files.write_json(metrics.with_suffix(".facts.json"), facts)
-    for key, value in (report | facts).items():
-        print(f"{key:>16}  {value}")
+        if group.is_first:
+            _write(test, answers, losses, at_best, settings, out.folder / f"{answers_name}.jsonl", metrics)
 
 
 @dataclass(frozen=True)
@@ -159,6 +150,28 @@ def _losses_and_answers(
             max_new_tokens=settings.max_new_tokens,
         )
     return losses, answers
+
+
+def _write(
+    test: Dataset,
+    answers: list[str],
+    losses: list[SequenceLoss],
+    at_best: dict,
+    settings: params.Eval,
+    answers_file: Path,
+    metrics: Path,
+) -> None:
+    """Write the answers, each with its scores, and the scores of the whole; print those."""
+    from finetune.evaluation import scoring
+
+    # Before the scores of the whole, so that answers which took hours are kept whatever comes after them.
+    texts = test.select_columns(["record", "prompt", "reference"])
+    files.write_jsonl(answers_file, scoring.scored_rows(texts, answers, losses, settings.tokenize))
+    figures, facts = scoring.report(answers, list(test["reference"]), losses, at_best, settings.tokenize)
+    files.write_json(metrics, figures)
+    files.write_json(metrics.with_suffix(".facts.json"), facts)
+    for key, value in (figures | facts).items():
+        print(f"{key:>16}  {value}")
 
 
 def _names(args: Namespace) -> tuple[str, str, str]:

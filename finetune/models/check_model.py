@@ -162,33 +162,37 @@ def _own_and_head(model: Model, ids: Sequence[int], *, adapters: bool) -> torch.
 
     With `adapters` a backward pass follows; raises UserError if it leaves an adapter without a gradient.
     """
+    # Through the model's own layers, not packed: those made here would lay out memory for a backward pass.
+    with _still(model, gradients=adapters and isinstance(model, PeftModel)):
+        given, made, logits = _with_planted_logits(model, ids)
+    hidden = given.detach()
+    with _still(model):
+        _check_head(model, hidden, made, logits)
+    if given.requires_grad:
+        given.float().square().sum().backward()
+        _check_reached(model)
+    return hidden[0]
+
+
+def _with_planted_logits(model: Model, ids: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the head is given for `ids`, what it makes of it, and the logits if other numbers take the place of that."""
     head = model.get_output_embeddings()
     if head is None or getattr(head, "weight", None) is None:
         raise UserError(
             f"model.source: {model.config.model_type} models have no head over the vocabulary; choose another"
         )
-    given: list[torch.Tensor] = []
-    made: list[torch.Tensor] = []
+    seen: list[torch.Tensor] = []
 
     def plant(module: nn.Module, inputs: tuple[torch.Tensor], result: torch.Tensor) -> torch.Tensor:
-        given.append(inputs[0])
-        made.append(result)
+        seen.extend([inputs[0], result])
         return _planted(result)
 
     handle = head.register_forward_hook(plant)
     try:
-        # Through the model's own layers, not packed: those made here would lay out memory for a backward pass.
-        with _still(model, gradients=adapters and isinstance(model, PeftModel)):
-            logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits
+        logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits
     finally:
         handle.remove()
-    hidden = given[0].detach()
-    with _still(model):
-        _check_head(model, hidden, made[0], logits)
-    if given[0].requires_grad:
-        given[0].float().square().sum().backward()
-        _check_reached(model)
-    return hidden[0]
+    return seen[0], seen[1], logits
 
 
 def _planted(like: torch.Tensor) -> torch.Tensor:
