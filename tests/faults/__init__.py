@@ -1,17 +1,21 @@
-"""Faults that users meet, each with the one sentence that it gets. docs/errors.md is generated from this list.
+"""Faults that users meet, each with what its one sentence names: key, value, file, remedy. The words between are free.
 
-A fault is tried for real by tests/test_faults.py. `python -m tests.write_errors` renews the document.
+A fault is tried for real by tests/test_faults.py. `python -m tests.write_errors` tries them all and writes what they
+printed into docs/errors.md.
 """
 
 import re
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers import refusal, write_params
+from helpers import ROOT, command, files_in, refusal, write_params
 
 from finetune.commands.main import main
+from finetune.device import describe
 
 KINDS = ("parameters", "data", "models", "adapters", "export", "disk", "devices", "registry", "remotes", "cluster")
 
@@ -38,32 +42,68 @@ class Bench:
         return path
 
     def refused(self, stage: str, *arguments: object) -> str:
-        """Run stages/<stage>.py, which must refuse; its sentence, without 'error: '."""
-        return refusal(stage, *arguments).removeprefix("error: ")
+        """Run stages/<stage>.py, which must refuse and harm no file; its sentence, without 'error: '."""
+        with self.unharmed():
+            return refusal(stage, *arguments).removeprefix("error: ")
 
     def refused_by(self, *arguments: str) -> str:
-        """Run `finetune` with `arguments`, which must refuse; its sentence, without 'error: '."""
-        with pytest.raises(SystemExit) as ended:
+        """Run `finetune` with `arguments`, which must refuse and harm no file; its sentence, without 'error: '."""
+        with self.unharmed(), pytest.raises(SystemExit) as ended:
             main(arguments)
+        assert str(ended.value.code).startswith("error: "), ended.value.code
         return str(ended.value.code).removeprefix("error: ")
+
+    def refused_by_program(self, line: str) -> str:
+        """Run a command line, which must refuse and harm no file; its sentence, without 'error: '."""
+        with self.unharmed():
+            done = command(*shlex.split(line), cwd=self.folder, PYTHONPATH=str(ROOT))
+        assert done.returncode != 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
+        return next(line for line in done.stderr.splitlines() if line.startswith("error: ")).removeprefix("error: ")
+
+    @contextmanager
+    def unharmed(self) -> Iterator[None]:
+        """What is in the workspace before the block is there after it, every byte."""
+        before = self._files()
+        yield
+        assert before.items() <= self._files().items()
+
+    def _files(self) -> dict[str, bytes]:
+        return {
+            name: content for name, content in files_in(self.folder).items() if not name.startswith((".git/", ".dvc/"))
+        }
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One mistake and its sentence."""
+    """One mistake and what its sentence names."""
 
     kind: str
     what: str
     """What was wrong, as the document's reader sees it."""
-    sentence: str
-    """What is printed, whole; … stands for what differs from machine to machine."""
+    names: str
+    """What the sentence must name, in any order, with … between."""
     cause: Callable[[Bench], str]
     """Makes the mistake; returns what was printed."""
 
+    @property
+    def id(self) -> str:
+        """Says which fault it is."""
+        return f"{self.kind}: {self.what}"
 
-def fits(sentence: str, printed: str) -> bool:
-    """Whether `printed` is `sentence`, its … filled."""
-    return re.fullmatch(".+?".join(map(re.escape, sentence.split("…"))), printed, flags=re.DOTALL) is not None
+    def unnamed(self, printed: str) -> list[str]:
+        """What `printed` should name and doesn't."""
+        names = filter(None, (name.strip() for name in self.names.split("…")))
+        return [name for name in names if not re.search(_whole(name), printed)]
+
+
+def asked(kind: str, what: str, words: str, names: str, prepare: Callable[[Path], object]) -> Fault:
+    """A folder that `prepare` changed, and a `finetune` command that must refuse there."""
+
+    def cause(bench: Bench) -> str:
+        prepare(bench.folder)
+        return bench.refused_by_program(f"python -m finetune.commands.main {words}")
+
+    return Fault(kind, what, names, cause)
 
 
 def every_fault() -> list[Fault]:
@@ -74,15 +114,41 @@ def every_fault() -> list[Fault]:
     return [fault for module in modules for fault in module.FAULTS]
 
 
-def table(faults: list[Fault]) -> str:
-    """Markdown, a table a kind."""
+def table(printed: dict[str, str]) -> str:
+    """Markdown, a table for each kind: every fault and what was `printed` for its id."""
     parts = []
     for kind in KINDS:
-        rows = [f"| {_cell(fault.what)} | {_cell(fault.sentence)} |" for fault in faults if fault.kind == kind]
+        rows = [f"| {_cell(f.what)} | {_cell(printed[f.id])} |" for f in every_fault() if f.kind == kind]
         parts.append(
             "\n".join([f"## {kind.capitalize()} ({len(rows)})", "", "| what | sentence |", "|---|---|", *rows])
         )
     return "\n\n".join(parts)
+
+
+def listed(document: str) -> dict[str, str]:
+    """Id -> sentence, as `table` wrote them."""
+    found, kind = {}, ""
+    for line in document.splitlines():
+        if line.startswith("## "):
+            kind = line.split()[1].lower()
+        elif line.startswith("| ") and line != "| what | sentence |":
+            what, sentence = (part.replace("\\|", "|").replace("&lt;", "<") for part in line[2:-2].split(" | "))
+            found[f"{kind}: {what}"] = sentence
+    return found
+
+
+def portable(printed: str, folder: Path) -> str:
+    """`printed` with … for what differs from machine to machine and from run to run."""
+    for own in (str(folder), str(folder.parent), describe()):
+        printed = printed.replace(own, "…")
+    printed = re.sub(r"/tmp/faults-\w+", "…", printed)
+    printed = re.sub(r"(\w)\1{50,}", r"\1\1\1…", printed)
+    return re.sub(r"\b(?=\w*\d)[0-9a-f]{7,64}\b", "…", printed)
+
+
+def _whole(name: str) -> str:
+    """A pattern for `name` as a whole word or number: 1 isn't named by 10."""
+    return r"(?<!\w)(?<!\d\.)" * name[0].isalnum() + re.escape(name) + r"(?!\w)" * name[-1].isalnum()
 
 
 def _cell(text: str) -> str:

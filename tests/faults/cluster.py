@@ -1,33 +1,17 @@
 """Experiments that can't go to a cluster."""
 
 import atexit
-import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
-from helpers import GIT, ROOT, commit, dvc
-from helpers import command as run
+from helpers import GIT, commit, dvc
 
-from faults import Bench, Fault
+from faults import Fault, asked
 
 PIPELINE = "stages:\n  train:\n    cmd: cp params.yaml model\n    params: [seed]\n    outs: [model]\n"
-
-
-def told(what: str, command: str, sentence: str, prepare: Callable[[Path], object]) -> Fault:
-    """A folder that `prepare` made a repository, or didn't, and a part of `finetune cluster` that must refuse there."""
-
-    def cause(bench: Bench) -> str:
-        prepare(bench.folder)
-        words = shlex.split(command)
-        done = run("python", "-m", "finetune.commands.main", "cluster", *words, cwd=bench.folder, PYTHONPATH=str(ROOT))
-        assert done.returncode == 1, done.stdout
-        return done.stderr.strip().removeprefix("error: ")
-
-    return Fault("cluster", what, sentence, cause)
 
 
 @cache
@@ -114,62 +98,51 @@ def nothing(folder: Path) -> None:
     """No repository."""
 
 
+told = partial(asked, "cluster")
+
 FAULTS: list[Fault] = [
     told(
         "`cluster ray` with an empty queue",
-        "ray",
-        "no experiment is queued; queue some: `dvc exp run --queue -n NAME -S …`",
+        "cluster ray",
+        "no experiment … queue … `dvc exp run --queue -n NAME -S",
         nothing_queued,
     ),
-    told(
-        "`cluster ray`, where the commit was never pushed",
-        "ray",
-        "lora-1: the Git remote origin hasn't its commit …; push it: `git push`",
-        never_pushed,
-    ),
+    told("`cluster ray`, where the commit was never pushed", "cluster ray", "lora-1: … `git push`", never_pushed),
     told(
         "`cluster slurm`, where the experiment was queued with `--force`",
-        "slurm",
-        "lora-1: was queued with --force, which only the DVC queue knows; queue it again without (`dvc queue remove lora-1`)",
+        "cluster slurm",
+        "lora-1 … --force … `dvc queue remove lora-1`",
         forced,
     ),
     told(
         "`cluster ray`, with the DVC remote that the repository comes with",
-        "ray",
-        "the DVC remote store is a folder beside this clone (…dvc-remote), and beside another clone another folder; name one "
-        "that all machines reach: `dvc remote modify store url …` (docs/sharing.md), then `git commit .dvc/config`",
+        "cluster ray",
+        "DVC remote store … dvc-remote … `dvc remote modify store url … docs/sharing.md … `git commit .dvc/config`",
         remote_beside_it,
     ),
-    told(
-        "`cluster ray` without a DVC remote",
-        "ray",
-        "DVC has no remote that other machines could use; name one (docs/sharing.md)",
-        no_dvc_remote,
-    ),
+    told("`cluster ray` without a DVC remote", "cluster ray", "DVC … no remote … docs/sharing.md", no_dvc_remote),
     told(
         "`cluster write`, where the address of the Git remote has a token in it",
-        "write trials.json",
-        "the address of the Git remote origin holds a password or token, which would be written into files; take it out "
-        "(`git remote set-url`), and give it to Git's credential helper",
+        "cluster write trials.json",
+        "Git remote origin … token … `git remote set-url`",
         token_in_the_address,
     ),
     told(
         "`cluster write` without a Git remote",
-        "write trials.json",
-        "Git has no remote origin to share experiments by; name one: `git remote add origin URL`",
+        "cluster write trials.json",
+        "Git … no remote … `git remote add origin URL`",
         no_git_remote,
     ),
     told(
         "`cluster trial` with a file of something else",
-        "trial trials.json 0",
-        "trials.json: is no list of trials; `finetune cluster write` makes one",
+        "cluster trial trials.json 0",
+        "trials.json … `finetune cluster write`",
         unlike,
     ),
     told(
         "`cluster ray --folder work`",
-        "ray --folder work",
-        "--folder: must begin with / or ~, as each machine has it, got 'work'; `finetune cluster ray --help` shows what can "
-        "be given",
+        "cluster ray --folder work",
+        "--folder … 'work' … `finetune cluster ray --help`",
         nothing,
     ),
 ]

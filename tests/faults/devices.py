@@ -46,16 +46,16 @@ def short(place: str, error: Exception, advice: str, command: str = "train") -> 
     return Fault(
         "devices",
         f"{command}: memory runs out while {place} ({kind} error)",
-        f"the memory of … isn't enough: {advice}",
+        f"memory of … enough … {advice}",
         _out_of_memory(place, error, command),
     )
 
 
-LOADING = "choose a smaller model.source, or method qlora"
-LOOKING = "lower data.max_length, or choose a smaller model.source"
-TRAINING = "set train.tokens_per_micro_batch to …"
-ANSWERING = "lower --max_new_tokens, or choose a smaller model"
-SCORING = "lower eval.decode_batch_size or eval.max_new_tokens, or choose a smaller model"
+LOADING = "smaller model.source … qlora"
+LOOKING = "data.max_length … smaller model.source"
+TRAINING = "train.tokens_per_micro_batch to "
+ANSWERING = "--max_new_tokens … smaller model"
+SCORING = "eval.decode_batch_size … eval.max_new_tokens … smaller model"
 
 FAULTS: list[Fault] = [
     *(

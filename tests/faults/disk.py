@@ -12,17 +12,17 @@ from helpers import stage
 from faults import Bench, Fault
 
 
-def place(what: str, stage: str, sentence: str, spoil: Callable[[Path], object]) -> Fault:
+def place(what: str, stage: str, names: str, spoil: Callable[[Path], object]) -> Fault:
     """A workspace that `spoil` changed, and a stage that writes there."""
 
     def cause(bench: Bench) -> str:
         spoil(bench.folder)
         return bench.refused(*stage.format(**bench.models).split())
 
-    return Fault("disk", what, sentence, cause)
+    return Fault("disk", what, names, cause)
 
 
-def refusing(number: int, what: str, sentence: str) -> Fault:
+def refusing(number: int, what: str, names: str) -> Fault:
     """A disk that refuses every new file with an error of the system's."""
 
     def cause(bench: Bench) -> str:
@@ -30,7 +30,7 @@ def refusing(number: int, what: str, sentence: str) -> Fault:
         with patch("finetune.files.tempfile.TemporaryFile", side_effect=refused):
             return bench.refused("plot")
 
-    return Fault("disk", what, sentence, cause)
+    return Fault("disk", what, names, cause)
 
 
 def full_in_the_midst() -> Fault:
@@ -42,10 +42,7 @@ def full_in_the_midst() -> Fault:
             return bench.refused("fetch", "model", "--model_name", bench.models["llama"])
 
     return Fault(
-        "disk",
-        "a disk that fills up while a stage writes",
-        "…/models/base: the disk is full; free some space, or write to another disk",
-        cause,
+        "disk", "a disk that fills up while a stage writes", "models/base: … disk is full … free some space", cause
     )
 
 
@@ -60,13 +57,12 @@ def little_space() -> Fault:
     return Fault(
         "disk",
         "a disk with less room than a model takes, before it is fetched",
-        "models/base: 0.20 GB are free on its disk, and about 0.50 GB are needed; free some space, or write to "
-        "another disk",
+        "models/base: … 0.20 GB … 0.50 GB … free some space",
         cause,
     )
 
 
-def the_cache(what: str, sentence: str, number: int | None = None) -> Fault:
+def the_cache(what: str, names: str, number: int | None = None) -> Fault:
     """Under `dvc repro`, a cache that refuses with an error of the system's, or one with little room."""
 
     def refuse(dir: Path, suffix: str) -> object:
@@ -85,7 +81,7 @@ def the_cache(what: str, sentence: str, number: int | None = None) -> Fault:
             usage.return_value.free = 7e8 if number is None else 1e12
             return bench.refused("fetch", "model", "--model_name", bench.models["llama"])
 
-    return Fault("disk", what, sentence, cause)
+    return Fault("disk", what, names, cause)
 
 
 def full_while_training() -> Fault:
@@ -98,10 +94,7 @@ def full_while_training() -> Fault:
             return bench.refused("train", "--model_name", bench.models["llama"], "--method", "lora")
 
     return Fault(
-        "disk",
-        "a disk that fills up while a model is trained",
-        "plots/live: the disk is full; free some space, or write to another disk",
-        cause,
+        "disk", "a disk that fills up while a model is trained", "plots/live: … disk is full … free some space", cause
     )
 
 
@@ -114,12 +107,7 @@ def no_temporary_folder() -> Fault:
         with patch("tempfile.tempdir", None), patch("tempfile._get_default_tempdir", side_effect=none):
             return bench.refused("train", "--model_name", bench.models["llama"], "--method", "lora")
 
-    return Fault(
-        "disk",
-        "no room in any folder for temporary files",
-        "no temporary file can be written; free some space, or name another folder for them (`export TMPDIR=…`)",
-        cause,
-    )
+    return Fault("disk", "no room in any folder for temporary files", "temporary … `export TMPDIR=", cause)
 
 
 def _folder_for_params(folder: Path) -> None:
@@ -136,69 +124,50 @@ FAULTS: list[Fault] = [
     place(
         "a file where the folder of the models belongs",
         "fetch model --model_name {llama}",
-        "…/models: is a file, and a folder is needed there; move it away, or give another path",
+        "/models: … file … folder",
         lambda folder: (folder / "models").write_text("mine"),
     ),
     place(
         "a file where the plots belong",
         "plot",
-        "…/plots: is a file, and a folder is needed there; move it away, or give another path",
+        "/plots: … file … folder",
         lambda folder: (folder / "plots").write_text("mine"),
     ),
     place(
         "a file where the metrics belong",
         "prepare --model_name {llama}",
-        "…/metrics: is a file, and a folder is needed there; move it away, or give another path",
+        "/metrics: … file … folder",
         lambda folder: (folder / "metrics").write_text("mine"),
     ),
-    place(
-        "a folder called params.yaml",
-        "plot",
-        "params.yaml: is a folder, and a file is needed; move the folder away, or give another path",
-        _folder_for_params,
-    ),
-    place(
-        "params.yaml as a link to itself",
-        "plot",
-        "params.yaml: is a symbolic link that leads to itself; remove the link",
-        _loop_for_params,
-    ),
+    place("a folder called params.yaml", "plot", "params.yaml: … folder … file", _folder_for_params),
+    place("params.yaml as a link to itself", "plot", "params.yaml: … link … itself … remove", _loop_for_params),
     place(
         "no params.yaml here, nor in a folder above",
         "plot",
-        "params.yaml: not found; run this from the repository's root, or from a folder in it",
+        "params.yaml: … not found … root",
         lambda folder: (folder / "params.yaml").unlink(),
     ),
     place(
         "a name for the output that is longer than the disk takes",
         f"prepare --out_dir {'x' * 300}",
-        "…/xxx…: the name is too long for this disk; shorten it",
+        "name is too long … shorten",
         lambda folder: None,
     ),
-    refusing(errno.EROFS, "a disk that is mounted read-only", "plots: lies on a read-only disk; write to another one"),
-    refusing(
-        errno.EACCES,
-        "a folder that belongs to someone else",
-        "plots: permission denied; change its owner or its permissions",
-    ),
-    refusing(
-        errno.EDQUOT,
-        "a quota that is used up",
-        "plots: your disk quota is used up; free some space, or write to another disk",
-    ),
-    refusing(errno.EIO, "a disk that fails", "plots: the disk reports an error; check it, and try again"),
+    refusing(errno.EROFS, "a disk that is mounted read-only", "plots: … read-only disk"),
+    refusing(errno.EACCES, "a folder that belongs to someone else", "plots: … permission … owner"),
+    refusing(errno.EDQUOT, "a quota that is used up", "plots: … quota … free some space"),
+    refusing(errno.EIO, "a disk that fails", "plots: … disk … error … check"),
     full_in_the_midst(),
     little_space(),
     full_while_training(),
     no_temporary_folder(),
     the_cache(
         "a read-only cache of DVC's, before the work",
-        "DVC's cache, cache/files/md5: lies on a read-only disk; write to another one (`dvc cache dir --local FOLDER`)",
+        "DVC's cache … cache/files/md5: … read-only … `dvc cache dir --local FOLDER`",
         errno.EROFS,
     ),
     the_cache(
         "a cache of DVC's on the same disk, with room for one of both",
-        "DVC's cache, cache/files/md5: 0.70 GB are free on its disk, and about 1.00 GB are needed; free some space, or "
-        "write to another disk (`dvc cache dir --local FOLDER`)",
+        "DVC's cache … cache/files/md5: … 0.70 GB … 1.00 GB … `dvc cache dir --local FOLDER`",
     ),
 ]

@@ -19,65 +19,43 @@ def exported(bench: Bench, *arguments: str, method: str = "full", family: str | 
     return bench.refused_by("export", *arguments)
 
 
-def fault(what: str, sentence: str, *arguments: str, **checkpoint: str) -> Fault:
+def fault(what: str, names: str, *arguments: str, **checkpoint: str) -> Fault:
     """What `finetune export` refuses."""
-    return Fault("export", what, sentence, lambda bench: exported(bench, *arguments, **checkpoint))
+    return Fault("export", what, names, lambda bench: exported(bench, *arguments, **checkpoint))
 
 
-ELSE = "export merged, and convert that folder by llama.cpp's convert_hf_to_gguf.py"
+ELSE = "merged … llama.cpp's convert_hf_to_gguf.py"
 
 FAULTS: list[Fault] = [
     Fault(
         "export",
         "`finetune export merged` before training",
-        "models/tuned: no fine-tuned model there; run `dvc repro train` or `python stages/train.py` first",
+        "models/tuned … `dvc repro train` … `python stages/train.py`",
         lambda bench: bench.refused_by("export", "merged"),
     ),
-    fault(
-        "`finetune export onnx`",
-        "FORMAT: invalid choice: 'onnx' (choose from …); `finetune export --help` shows what can be given",
-        "onnx",
-    ),
-    fault(
-        "`finetune export adapter` after full fine-tuning",
-        "models/tuned: all parameters were trained, so there is no adapter; export merged or gguf",
-        "adapter",
-    ),
-    fault(
-        "`--type` for a merged model",
-        "--type: is for gguf, and merged has none; leave it out",
-        *("merged", "--type", "f16"),
-    ),
-    fault(
-        "`--onto` for an adapter",
-        "--onto: an adapter is exported as it is, merged onto nothing; leave it out, or choose merged",
-        *("adapter", "--onto", "original"),
-    ),
+    fault("`finetune export onnx`", "FORMAT: … 'onnx' … `finetune export --help`", "onnx"),
+    fault("`finetune export adapter` after full fine-tuning", "models/tuned … no adapter … merged … gguf", "adapter"),
+    fault("`--type` for a merged model", "--type: … gguf … merged … leave it out", *("merged", "--type", "f16")),
+    fault("`--onto` for an adapter", "--onto: … adapter … merged", *("adapter", "--onto", "original")),
     fault(
         "`--onto` for a model whose base wasn't in four bits",
-        "--onto: original is a choice for an adapter trained over four bits only; leave it out for this one",
+        "--onto: … original … four bits … leave it out",
         *("merged", "--onto", "original"),
         family="llama",
     ),
-    fault("`--examples 0`", "--examples: must be at least 1, got 0", "merged", "--examples", "0"),
+    fault("`--examples 0`", "--examples: … 1 … 0", "merged", "--examples", "0"),
     fault(
         "an adapter whose base is gone",
-        "models/nowhere: the adapter's base model isn't there; give its folder as --model_name",
+        "models/nowhere: … base model … --model_name",
         "merged",
         method="lora",
         family="llama",
     ),
-    fault(
-        "GPT-2 as GGUF", f"gguf: gpt2 models can't be written here (llama, qwen2 can); {ELSE}", "gguf", family="gpt2"
-    ),
-    fault(
-        "`--push` without an owner",
-        "--push: 'mine' is no id on the Hugging Face Hub; give one as owner/name",
-        *("merged", "--push", "mine"),
-    ),
+    fault("GPT-2 as GGUF", f"gguf: … gpt2 … llama, qwen2 … {ELSE}", "gguf", family="gpt2"),
+    fault("`--push` without an owner", "--push … 'mine' … owner/name", *("merged", "--push", "mine")),
     fault(
         "`--out_dir models/base`",
-        "models/base: is part of the pipeline's models/base, or holds it, which would be lost; give a folder of its own as --out_dir, as in models/mine",
+        "models/base: … lost … --out_dir … models/mine",
         *("merged", "--out_dir", "models/base"),
         family="llama",
     ),

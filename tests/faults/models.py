@@ -13,18 +13,18 @@ from faults import Bench, Fault
 from faults.spoiled import Change, base, prepared, told, weights
 
 
-def met_by_prepare(what: str, sentence: str, change: Change) -> Fault:
+def met_by_prepare(what: str, names: str, change: Change) -> Fault:
     """A model that no stage can use."""
-    return Fault("models", what, sentence, lambda bench: bench.refused("prepare", "--model_name", base(bench, change)))
+    return Fault("models", what, names, lambda bench: bench.refused("prepare", "--model_name", base(bench, change)))
 
 
-def met_by_train(what: str, sentence: str, change: Change, method: str = "lora") -> Fault:
+def met_by_train(what: str, names: str, change: Change, method: str = "lora") -> Fault:
     """A model whose weights or tokenizer can't be used, or not by the method."""
 
     def cause(bench: Bench) -> str:
         return bench.refused("train", "--model_name", prepared(bench, change), "--method", method)
 
-    return Fault("models", what, sentence, cause)
+    return Fault("models", what, names, cause)
 
 
 def written(name: str, content: bytes) -> Change:
@@ -62,211 +62,167 @@ def quantized(**settings: object) -> Change:
 
 
 FAULTS: list[Fault] = [
+    met_by_prepare("config.json is cut short", "mine/config.json: … JSON … fetch", written("config.json", b"{")),
     met_by_prepare(
-        "config.json is cut short",
-        "mine/config.json: is no JSON (…); fetch the model again",
-        written("config.json", b"{"),
-    ),
-    met_by_prepare(
-        "config.json holds a list",
-        "mine/config.json: must hold one JSON object; fetch the model again",
-        written("config.json", b"[]"),
+        "config.json holds a list", "mine/config.json: … JSON object … fetch", written("config.json", b"[]")
     ),
     met_by_prepare(
         "a `model_type` that transformers doesn't know",
-        "mine: config.json names the model_type 'llamma', which transformers doesn't know",
+        "mine: … config.json … model_type … 'llamma' … transformers",
         partial(told, model_type="llamma"),
     ),
     met_by_prepare(
         "no `model_type` in config.json",
-        "mine: config.json names the model_type None, which transformers doesn't know",
+        "mine: … config.json … model_type … None … transformers",
         partial(told, model_type=None),
     ),
     met_by_prepare(
         "Python code of the model's own (`auto_map`)",
-        "mine: this model brings Python code of its own, which is never run here; choose another",
+        "mine: … model … Python code … never run … choose another",
         partial(told, model_type="mine", auto_map={"AutoModelForCausalLM": "m.M"}),
     ),
     met_by_prepare(
         "a tokenizer that brings Python code of its own",
-        "mine: the tokenizer brings Python code of its own, which is never run here; choose another model",
+        "mine: … tokenizer … Python code … never run … choose another",
         lambda folder: (folder / "tokenizer_config.json").write_text(
             '{"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["m.Mine", null]}}'
         ),
     ),
     met_by_prepare(
         "an attention that is code on the Hub",
-        "mine: config.json names code on the Hub (_attn_implementation: me/kernel), which is never run here; take that line out",
+        "mine: … config.json … code … _attn_implementation … me/kernel … never run",
         partial(told, _attn_implementation="me/kernel"),
     ),
     met_by_prepare(
         "text where config.json needs a number",
-        "mine: config.json is no valid config of a llama model: …",
+        "mine: … config.json … llama",
         partial(told, num_attention_heads="four"),
     ),
     met_by_prepare(
-        "an encoder with a decoder (T5)",
-        "mine: t5 models have an encoder and a decoder; choose a causal language model",
-        partial(told, model_type="t5"),
+        "an encoder with a decoder (T5)", "mine: … t5 … encoder … causal language model", partial(told, model_type="t5")
     ),
     met_by_prepare(
-        "speech (Whisper)",
-        "mine: whisper models have an encoder and a decoder; choose a causal language model",
-        partial(told, model_type="whisper"),
+        "speech (Whisper)", "mine: … whisper … encoder … causal language model", partial(told, model_type="whisper")
     ),
     met_by_prepare(
         "an encoder alone (DistilBERT)",
-        "mine: distilbert models aren't causal language models; choose one that is",
+        "mine: … distilbert … causal language models",
         partial(told, model_type="distilbert"),
     ),
-    met_by_prepare(
-        "pictures (LLaVA)",
-        "mine: llava models read more than text (vision_config); choose one for text alone",
-        partial(told, model_type="llava"),
-    ),
-    met_by_prepare(
-        "pictures (Gemma 3)",
-        "mine: gemma3 models read more than text (vision_config); choose one for text alone",
-        partial(told, model_type="gemma3"),
-    ),
+    met_by_prepare("pictures (LLaVA)", "mine: … llava … vision_config … text", partial(told, model_type="llava")),
+    met_by_prepare("pictures (Gemma 3)", "mine: … gemma3 … vision_config … text", partial(told, model_type="gemma3")),
     met_by_prepare(
         "no attention at all (Mamba)",
-        "model.source: mamba models bring an attention of their own, which can't be replaced by the packed one; choose another",
+        "model.source: … mamba … attention … choose another",
         partial(told, model_type="mamba"),
     ),
     met_by_prepare(
         "an attention of its own (BLOOM)",
-        "model.source: bloom models bring an attention of their own, which can't be replaced by the packed one; choose another",
+        "model.source: … bloom … attention … choose another",
         partial(told, model_type="bloom"),
     ),
     met_by_prepare(
-        "an adapter given as a model",
-        "mine: holds an adapter, not a model alone; give the base model that it belongs to",
-        written("adapter_config.json", b"{}"),
+        "an adapter given as a model", "mine: … adapter … base model", written("adapter_config.json", b"{}")
     ),
     met_by_prepare(
-        "no tokenizer",
-        "mine: no tokenizer there (…)",
-        lambda folder: [path.unlink() for path in folder.glob("tokenizer*")],
+        "no tokenizer", "mine: … no tokenizer", lambda folder: [path.unlink() for path in folder.glob("tokenizer*")]
     ),
-    met_by_prepare("tokenizer.json cut short", "mine: no tokenizer there (…)", cut("tokenizer.json")),
+    met_by_prepare("tokenizer.json cut short", "mine: … no tokenizer", cut("tokenizer.json")),
     met_by_train(
-        "GPTQ weights",
-        "mine: the weights are quantised already (gptq), which can't be trained here; choose the model's 16-bit weights, or those that bitsandbytes holds in 4 bits",
-        quantized(quant_method="gptq", bits=4),
-        "lora",
+        "GPTQ weights", "mine: … gptq … 16-bit … bitsandbytes … 4 bits", quantized(quant_method="gptq", bits=4), "lora"
     ),
     met_by_train(
-        "AWQ weights",
-        "mine: the weights are quantised already (awq), which can't be trained here; choose the model's 16-bit weights, or those that bitsandbytes holds in 4 bits",
-        quantized(quant_method="awq", bits=4),
-        "qlora",
+        "AWQ weights", "mine: … awq … 16-bit … bitsandbytes … 4 bits", quantized(quant_method="awq", bits=4), "qlora"
     ),
+    met_by_train("FP8 weights", "mine: … fp8 … 16-bit … bitsandbytes … 4 bits", quantized(quant_method="fp8"), "full"),
     met_by_train(
-        "FP8 weights",
-        "mine: the weights are quantised already (fp8), which can't be trained here; choose the model's 16-bit weights, or those that bitsandbytes holds in 4 bits",
-        quantized(quant_method="fp8"),
-        "full",
-    ),
-    met_by_train(
-        "MXFP4 weights",
-        "mine: the weights are quantised already (mxfp4), which can't be trained here; choose the model's 16-bit weights, or those that bitsandbytes holds in 4 bits",
-        quantized(quant_method="mxfp4"),
-        "lora",
+        "MXFP4 weights", "mine: … mxfp4 … 16-bit … bitsandbytes … 4 bits", quantized(quant_method="mxfp4"), "lora"
     ),
     met_by_train(
         "bitsandbytes' 8-bit weights",
-        "mine: the weights are quantised already (bitsandbytes 8-bit), which can't be trained here; choose the model's 16-bit weights, or those that bitsandbytes holds in 4 bits",
+        "mine: … bitsandbytes 8-bit … 16-bit … bitsandbytes … 4 bits",
         quantized(quant_method="bitsandbytes", load_in_8bit=True),
         "qlora",
     ),
     met_by_train(
         "4-bit weights with `method: lora`",
-        "method: lora trains 16-bit weights, and those in mine are in 4 bits already; choose qlora, or the model's 16-bit weights",
+        "method: lora … 16-bit … mine … 4 bits … qlora",
         quantized(quant_method="bitsandbytes", load_in_4bit=True),
         "lora",
     ),
     met_by_train(
         "4-bit weights with `method: dora`",
-        "method: dora trains 16-bit weights, and those in mine are in 4 bits already; choose qlora, or the model's 16-bit weights",
+        "method: dora … 16-bit … mine … 4 bits … qlora",
         quantized(quant_method="bitsandbytes", load_in_4bit=True),
         "dora",
     ),
     met_by_train(
         "4-bit weights with `method: full`",
-        "method: full trains 16-bit weights, and those in mine are in 4 bits already; choose qlora, or the model's 16-bit weights",
+        "method: full … 16-bit … mine … 4 bits … qlora",
         quantized(quant_method="bitsandbytes", load_in_4bit=True),
         "full",
     ),
+    met_by_train("safetensors cut short", "mine: … loaded … incomplete metadata", cut("model.safetensors"), "lora"),
     met_by_train(
-        "safetensors cut short",
-        "mine: no causal language model can be loaded: Error while deserializing header: incomplete metadata, file not fully covered",
-        cut("model.safetensors"),
-        "lora",
-    ),
-    met_by_train(
-        "an empty safetensors file",
-        "mine: no causal language model can be loaded: Error while deserializing header: header too small",
-        written("model.safetensors", b""),
-        "lora",
+        "an empty safetensors file", "mine: … loaded … header too small", written("model.safetensors", b""), "lora"
     ),
     met_by_train(
         "a Git LFS pointer instead of the weights",
-        "mine: no causal language model can be loaded: Error while deserializing header: header too large",
+        "mine: … loaded … header too large",
         written("model.safetensors", b"version https://git-lfs.github.com/spec/v1"),
         "lora",
     ),
     met_by_train(
         "no weights",
-        "mine: holds no weights (model.safetensors); fetch the model again",
+        "mine: … model.safetensors … fetch",
         lambda folder: (folder / "model.safetensors").unlink(),
         "lora",
     ),
     met_by_train(
         "a weight that isn't in the file",
-        "mine: 1 of the model's weights aren't in its files (model.norm.weight, …); fetch it again",
+        "mine: … 1 … model.norm.weight … fetch",
         lambda folder: weights(folder, lambda found: found.pop("model.norm.weight")),
         "lora",
     ),
     met_by_train(
         "a config.json with more layers than the file",
-        "mine: 9 of the model's weights aren't in its files (model.layers.2.input_layernorm.weight, …); fetch it again",
+        "mine: … 9 … model.layers.2.input_layernorm.weight … fetch",
         partial(told, num_hidden_layers=3),
         "lora",
     ),
     met_by_train(
         "a config.json with fewer layers than the file",
-        "mine: the files hold 9 weights more than config.json has (model.layers.1.input_layernorm.weight, …); fetch both from one place",
+        "mine: … 9 … config.json … model.layers.1.input_layernorm.weight … fetch",
         partial(told, num_hidden_layers=1),
         "lora",
     ),
     met_by_train(
         "a config.json of other shapes",
-        "mine: model.layers.0.mlp.down_proj.weight is 64 x 128 in the file, and by config.json 64 x 96; fetch both from one place",
+        "mine: … model.layers.0.mlp.down_proj.weight … 64 x 128 … config.json … 64 x 96 … fetch",
         partial(told, intermediate_size=96),
         "lora",
     ),
     met_by_train(
         "a head that is its own by config.json and missing from the file",
-        "mine: 1 of the model's weights aren't in its files (lm_head.weight, …); fetch it again",
+        "mine: … 1 … lm_head.weight … fetch",
         partial(told, tie_word_embeddings=False),
         "lora",
     ),
     met_by_train(
         "weights that are no numbers",
-        "model.source: on … tokens the model's result is no finite number; its weights are damaged",
+        "model.source: … finite … damaged",
         lambda folder: weights(folder, lambda found: found["model.norm.weight"].fill_(float("nan"))),
         "lora",
     ),
     met_by_train(
         "weights as a pickle alone",
-        "mine: holds its weights as a pickle alone (pytorch_model.bin), which could run code when it is read; choose a revision with .safetensors files, or convert it where you trust it: `from_pretrained`, then `save_pretrained`, of transformers",
+        "mine: … pickle … pytorch_model.bin … .safetensors … `save_pretrained`",
         pickled,
         "lora",
     ),
     met_by_train(
         "an index that names a pickle, or a file elsewhere",
-        "mine/model.safetensors.index.json: names '../weights.bin', which is no .safetensors file beside it; fetch the model again",
+        "mine/model.safetensors.index.json … '../weights.bin' … fetch",
         indexed,
         "lora",
     ),
@@ -288,8 +244,8 @@ def broken_norm(what: str, value: float) -> Fault:
         stage("prepare", "--model_name", folder)
         return bench.refused("eval", "--base", "--model_name", folder)
 
-    sentence = "model.source: on … tokens the model's result is no finite number; its weights are damaged"
-    return Fault("models", what, sentence, cause)
+    names = "model.source: … finite … damaged"
+    return Fault("models", what, names, cause)
 
 
 FAULTS += [
@@ -326,19 +282,19 @@ FAULTS += [
     Fault(
         "models",
         "qlora without a base in four bits",
-        "models/base-4bit: not there; run `python stages/quantize.py --model_name mine` first",
+        "models/base-4bit … `python stages/quantize.py --model_name mine`",
         without_four_bits,
     ),
     Fault(
         "models",
         "qlora with the four bits of another model",
-        "models/base-4bit: is made of other weights than those in mine; run `python stages/quantize.py --model_name mine`",
+        "models/base-4bit: … other weights … mine … `python stages/quantize.py --model_name mine`",
         other_four_bits,
     ),
     Fault(
         "models",
         "a layer whose inputs are no multiple of `quantization.block_size`",
-        "quantization.block_size: model.layers.0.mlp.down_proj has 100 inputs, no multiple of 32; choose method lora, or another model",
+        "quantization.block_size … model.layers.0.mlp.down_proj … 100 … 32 … choose method lora",
         odd_width,
     ),
 ]
@@ -356,7 +312,7 @@ FAULTS += [
     Fault(
         "models",
         "a symbolic link that leads out of the folder of a model, or of data",
-        "mine/extra.json: is a link that leads out of mine, to …/secret.json; put the file itself there, or remove the link",
+        "mine/extra.json: … link … /secret.json … remove",
         linked,
-    ),
+    )
 ]

@@ -1,7 +1,6 @@
 """Damaged files, and remotes that can't be reached."""
 
 import atexit
-import shlex
 import shutil
 import subprocess
 import tempfile
@@ -9,8 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from helpers import ROOT, commit, damage, dvc
-from helpers import command as run
+from helpers import commit, damage, dvc
 
 from faults import Bench, Fault
 from finetune import yaml_file
@@ -27,16 +25,14 @@ PIPELINE = {
 }
 
 
-def told(what: str, command: str, sentence: str, prepare: Callable[[Path], object]) -> Fault:
+def told(what: str, line: str, names: str, prepare: Callable[[Path], object]) -> Fault:
     """A folder that `prepare` made a repository, or didn't, and a command line there, which must refuse."""
 
     def cause(bench: Bench) -> str:
         prepare(bench.folder)
-        done = run(*shlex.split(command), cwd=bench.folder, PYTHONPATH=str(ROOT))
-        assert done.returncode != 0, done.stdout
-        return next(line for line in done.stderr.splitlines() if line.startswith("error: ")).removeprefix("error: ")
+        return bench.refused_by_program(line)
 
-    return Fault("remotes", what, sentence, cause)
+    return Fault("remotes", what, names, cause)
 
 
 @cache
@@ -90,7 +86,7 @@ def damaged_remote_whose_list_is_here(folder: Path) -> None:
 def weights_of_another_run(folder: Path) -> None:
     """As damage leaves them, too: not the ones that the run has noted."""
     for name, text in (
-        (FACTS, "method: full\n"),
+        (FACTS, "method: full\nbase: models/base\nseed: 1\ntemplate: alpaca\ndata: {source: words, licence: mine}\n"),
         (FACTS.with_name("model.safetensors"), "weights"),
         (Path("metrics/train.facts.json"), '{"weights": "of another run"}'),
     ):
@@ -108,48 +104,33 @@ FAULTS: list[Fault] = [
     told(
         "`dvc repro`, where a stage's input was damaged and DVC sees no change",
         "dvc repro --force --single-item eval",
-        "models/tuned/facts.yaml: not what dvc.lock says (damaged, or edited since); run DVC again: it brings back what its "
-        "cache has whole, and makes the rest anew",
+        "models/tuned/facts.yaml: … dvc.lock … damaged … DVC",
         damaged_workspace,
     ),
     told(
         "`verify`, where a file of the workspace was damaged",
         VERIFY,
-        "not whole here: models/tuned/facts.yaml; `dvc pull --force` brings back what the remote has, `dvc repro` makes it "
-        "anew",
+        "models/tuned/facts.yaml … `dvc pull --force` … `dvc repro`",
         damaged_workspace,
     ),
     told(
         "`verify --remote`, where an object of the remote was damaged, and no whole copy is here",
         f"{VERIFY} --remote",
-        "not whole in the remote: models/tuned/facts.yaml; run `finetune verify --remote` in a clone that has it whole, or "
-        "make it anew (`dvc repro`) and run it again",
+        "models/tuned/facts.yaml … `finetune verify --remote` … `dvc repro`",
         damaged_remote_whose_list_is_here,
     ),
     told(
         "a checkpoint by its name, damaged in the remote",
         "python -m finetune.commands.main register haiku",
-        "HEAD: models/tuned/facts.yaml of it is damaged in the remote; `finetune verify --remote` where it is whole mends "
-        "that",
+        "HEAD … models/tuned/facts.yaml … `finetune verify --remote`",
         damaged_remote,
     ),
     told(
         "`chat`, where the weights in models/tuned aren't those of the last run",
         "python -m finetune.commands.main chat --prompt hello",
-        "workspace: models/tuned hasn't the weights that metrics/train.facts.json speaks of (damaged, or of another commit); "
-        "`finetune verify` says which files are damaged, and --ckpt models/tuned asks it all the same",
+        "workspace: … models/tuned … metrics/train.facts.json … `finetune verify` … --ckpt models/tuned",
         weights_of_another_run,
     ),
-    told(
-        "`verify --remote nobody`",
-        f"{VERIFY} --remote nobody",
-        "the remote nobody: config file error: remote 'nobody' doesn't exist; mend that, and verify again",
-        reproduced,
-    ),
-    told(
-        "`verify` outside a DVC repository",
-        VERIFY,
-        "no DVC repository here; go to the one whose files you want to verify",
-        nothing,
-    ),
+    told("`verify --remote nobody`", f"{VERIFY} --remote nobody", "remote nobody: … 'nobody'", reproduced),
+    told("`verify` outside a DVC repository", VERIFY, "no DVC repository … verify", nothing),
 ]
