@@ -24,10 +24,10 @@ PACKED = [
     "qwen3_moe",
     "ctrl",
 ]
-"""Whose sequences don't hear of each other in one pass."""
+"""Families whose packed sequences stay independent."""
 
 STATEFUL = ["lfm2", "granitemoehybrid", "minimax"]
-"""Which carry a state along the sequence."""
+"""Families that carry a state along the sequence."""
 
 LIVELY = 0.3
 """Standard deviation of random weights: at the usual 0.02 attention is flat, and no test sees positions or masks."""
@@ -113,7 +113,7 @@ _OWN: dict[str, dict] = {
     "bert": {"is_decoder": True},
     "roberta": {"is_decoder": True},
 }
-"""What single families need besides."""
+"""What single families need in addition."""
 
 
 def config(family: str, **settings: object) -> PreTrainedConfig:

@@ -60,11 +60,47 @@ def refusal(name: str, *arguments: object) -> str:
     return message
 
 
+def unnamed(message: str, facts: str) -> list[str]:
+    """Which of `facts`, in any order and with … between, `message` doesn't name. A word or number must be whole: 1 isn't
+    named by 10."""
+    names = filter(None, (name.strip() for name in facts.split("…")))
+    return [name for name in names if not re.search(_whole(name), message)]
+
+
+def assert_names(message: str, facts: str) -> None:
+    """The words between `facts` are free, so that a message is reworded in one place."""
+    assert not unnamed(message, facts), message
+
+
+def _whole(name: str) -> str:
+    return r"(?<!\w)(?<!\d\.)" * name[0].isalnum() + re.escape(name) + r"(?!\w)" * name[-1].isalnum()
+
+
 def command(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
     """Run a command with this Python first on the PATH; the caller checks the status."""
     here = str(Path(sys.executable).parent)
     env = os.environ | {"PATH": f"{here}{os.pathsep}{os.environ['PATH']}"} | environment
     return subprocess.run([str(a) for a in arguments], cwd=cwd, env=env, capture_output=True, text=True)
+
+
+class Killed(BaseException):
+    """In place of SIGKILL: nothing of ours runs after it that a kill would keep from running."""
+
+
+def interrupt(
+    monkeypatch: pytest.MonkeyPatch, after: int, place: object, name: str, how: BaseException | None = None
+) -> list[int]:
+    """Raise `how`, else `Killed`, at the `after`-th call of `place`'s `name`; returns a list that grows with each."""
+    real, calls = getattr(place, name), []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == after:
+            raise how or Killed
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(place, name, counted)
+    return calls
 
 
 def signalled(command: list[str], number: signal.Signals, after: str, **environment: str) -> str:

@@ -235,9 +235,7 @@ def test_a_sentence_is_one_line_whatever_the_value(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["fetch", "--size", "many"], "--size: invalid int value: 'many'; `fetch.py --help` shows what can be given"),
         (["fetch", "--size", "9" * 5000], "--size: invalid int value: '9999"),
-        (["fetch", "--size", "0"], "data.size: must be at least 3, got 0"),
         (["fetch", "--size", "-5"], "data.size: must be at least 3, got -5"),
         (["fetch", "--size", "1e3"], "--size: invalid int value: '1e3'"),
         (["fetch", "--size", str(10**30)], "data.size: must be at most"),
@@ -245,21 +243,15 @@ def test_a_sentence_is_one_line_whatever_the_value(tmp_path):
         (["fetch", "--model_name", " "], "--model_name: is empty; give a name or a path"),
         (["fetch", "--model_name", "x" * 5000], "' is no name; `fetch.py --help`"),
         (["fetch", "everything"], "what: invalid choice: 'everything'"),
-        (["prepare", "--sise", "3"], "unrecognized arguments: --sise 3"),
         (["prepare", "--out_dir"], "--out_dir: expected one argument"),
-        (["prepare", "--out_dir", ""], "--out_dir: is empty; give the name of a folder"),
-        (["prepare", "--out_dir", "params.yaml"], "params.yaml: is a file, or lies in one; give a folder as --out_dir"),
         (["prepare", "--out_dir", "params.yaml/x"], "params.yaml/x: is a file, or lies in one"),
-        (["prepare", "--out_dir", "."], ".: holds this whole repository, which would be lost"),
         (["prepare", "--out_dir", ".."], "..: holds this whole repository, which would be lost"),
         (["prepare", "--out_dir", "/"], "/: holds this whole repository, which would be lost"),
         (["prepare", "--out_dir", "data"], "data: is part of the pipeline's data/raw, or holds it"),
         (["prepare", "--out_dir", "data/raw"], "data/raw: is part of the pipeline's data/raw, or holds it"),
         (["prepare", "--out_dir", "data/raw/x"], "data/raw/x: is part of the pipeline's data/raw, or holds it"),
         (["prepare", "--out_dir", "data/../data/./raw"], "data/raw, or holds it"),
-        (["prepare", "--out_dir", "mine"], "mine: holds other files, which would be lost"),
         (["train", "--out_dir", "models"], "models: is part of the pipeline's models/base, or holds it"),
-        (["train", "--out_dir", "models/base"], "models/base: is part of the pipeline's models/base, or holds it"),
         (["train", "--out_dir", "models/tuned/x", "--method", "qlorra"], "method: must be one of"),
         (["train", "--out_dir", "plots"], "plots: is part of the pipeline's plots, or holds it"),
         (["train", "--out_dir", ".git"], ".git: is part of the pipeline's .git, or holds it"),
@@ -267,7 +259,6 @@ def test_a_sentence_is_one_line_whatever_the_value(tmp_path):
         (["fetch", "--out_dir", "data"], "data: is part of the pipeline's data/raw, or holds it"),
         (["fetch", "--out_dir", "above"], "above/data: holds other files, which would be lost"),
         (["eval", "--out_dir", "."], ".: holds this whole repository"),
-        (["infer", "--prompt", "x", "--max_new_tokens", "-1"], "eval.max_new_tokens: must be at least 1, got -1"),
         (["infer", "--prompt", "x", "--ckpt", ""], "--ckpt: is empty"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
@@ -331,12 +322,6 @@ def test_a_folder_of_its_own_wins_over_one_above(tuned):
     own.mkdir()
     (own / "params.yaml").write_text("method: [")
     assert "params.yaml: not valid YAML" in one_sentence(shell(f"{INFER} --prompt x", own))
-
-
-def test_outside_of_a_repository_the_sentence_says_where_to_go(tmp_path):
-    assert "params.yaml: not found; run this from the repository's root" in one_sentence(
-        shell(f"{INFER} --prompt x", tmp_path)
-    )
 
 
 def test_a_folder_that_is_gone_is_a_sentence(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 from faults import KINDS, Bench, every_fault, listed, portable
-from helpers import ROOT, drafts_in
+from helpers import ROOT, assert_names, drafts_in
 
 from finetune.comparison import generated
 
@@ -15,7 +15,7 @@ def bench(workspace, tiny_models, words) -> Bench:
 @pytest.mark.parametrize("fault", every_fault(), ids=lambda fault: fault.id)
 def test_a_fault_ends_in_a_sentence_that_names_it(bench, fault, record_property):
     printed = fault.cause(bench)
-    assert not fault.unnamed(printed), printed
+    assert_names(printed, fault.names)
     assert "\n" not in printed and "Traceback" not in printed and "the full report" not in printed
     assert not drafts_in(bench.folder)
     record_property(fault.id, portable(printed, bench.folder))

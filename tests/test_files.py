@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT, command, drafts_in, files_in, refusal, stage
+from machine.disks import mounted
 
 from finetune import files
 from finetune.errors import UserError
@@ -59,21 +60,17 @@ def test_a_write_that_fails_half_way_leaves_what_was_there(tmp_path, writer, bef
 @pytest.fixture
 def small_disk(tmp_path):
     """A disk of a megabyte, where mounting is allowed."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("mounting isn't allowed here")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    with mounted(tmp_path / "small", "1m") as disk:
+        yield disk.folder
 
 
 def test_a_full_disk(small_disk):
-    with pytest.raises(UserError, match=r"out: the disk is full; free some space"):
+    with pytest.raises(UserError, match=r"out: .*disk is full.* free "):
         files.write_text(small_disk / "out", "x" * 2**21)
     with pytest.raises(UserError, match=r"out: the disk is full"), files.whole_folder(small_disk / "out") as draft:
         (draft / "weights").write_bytes(b"x" * 2**21)
     assert list(small_disk.iterdir()) == []
-    with pytest.raises(UserError, match=r"0\.00 GB are free on its disk, and about 0\.50 GB are needed"):
+    with pytest.raises(UserError, match=r"0\.00 GB .*0\.50 GB"):
         files.check_writable(small_disk / "models/base", free_gb=0.5)
 
 
@@ -297,11 +294,6 @@ def test_fetch_knows_a_bad_second_source_before_it_brings_the_first(workspace, t
         "fetch", "--model_name", tiny_models["llama"], "--dataset", "./none.json"
     )
     assert not (workspace / "models").exists()
-
-
-def test_plot_looks_at_its_place_first(workspace):
-    (workspace / "plots").write_text("a file")
-    assert "plots: is a file, and a folder is needed there" in refusal("plot")
 
 
 def test_fetch_twice_at_once(workspace, tiny_models):

@@ -2,15 +2,12 @@
 
 import pytest
 import torch
+from helpers import Killed, interrupt
 from transformers import GenerationConfig
 
 from finetune.generation import greedy
 from finetune.methods import METHODS
 from finetune.training import trainer
-
-
-class Killed(BaseException):
-    pass
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -22,16 +19,8 @@ def test_learns_and_goes_on_from_a_snapshot_to_the_byte(
     assert next(whole.model.parameters()).device.type == device.type
     assert whole.result.validation_loss < whole.losses[0] - 0.3
 
-    calls, real = [], trainer.response_loss
-
-    def killed(model, batch):
-        calls.append(1)
-        if len(calls) == 8:
-            raise Killed
-        return real(model, batch)
-
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "response_loss", killed)
+        interrupt(patch, 8, trainer, "response_loss")
         with pytest.raises(Killed):
             run("llama", method, tmp_path)
     again = run("llama", method, tmp_path)

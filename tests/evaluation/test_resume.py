@@ -11,7 +11,7 @@ from pathlib import Path
 
 import families
 import pytest
-from helpers import ROOT, drafts_in, files_in, refusal, signalled, stage, write_params
+from helpers import ROOT, Killed, drafts_in, files_in, interrupt, refusal, signalled, stage, write_params
 
 from finetune import dvc_files, files
 from finetune.evaluation import portions, scoring
@@ -22,10 +22,6 @@ KEPT = Path("models/.snapshots")
 PROMPTS = 16
 SETTINGS = {"data": {"test": PROMPTS / 40}, "eval": {"decode_batch_size": 2, "max_new_tokens": 40}}
 """Four portions of answers."""
-
-
-class Killed(BaseException):
-    """In place of SIGKILL."""
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +59,8 @@ def asked(monkeypatch) -> list[int]:
 
 def interrupted(monkeypatch, arguments: list[str], place: object, name: str, after: int, how: BaseException) -> None:
     """Run eval until the `after`-th call of `place`'s `name`, where `how` is raised."""
-    real, calls = getattr(place, name), []
-
-    def instead(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == after:
-            raise how
-        return real(*args, **kwargs)
-
     with monkeypatch.context() as patched:
-        patched.setattr(place, name, instead)
+        interrupt(patched, after, place, name, how)
         with pytest.raises((Killed, SystemExit)):
             stage("eval", *arguments)
 

@@ -90,11 +90,6 @@ class Fault:
         """Says which fault it is."""
         return f"{self.kind}: {self.what}"
 
-    def unnamed(self, printed: str) -> list[str]:
-        """What `printed` should name and doesn't."""
-        names = filter(None, (name.strip() for name in self.names.split("…")))
-        return [name for name in names if not re.search(_whole(name), printed)]
-
 
 def asked(kind: str, what: str, words: str, names: str, prepare: Callable[[Path], object]) -> Fault:
     """A folder that `prepare` changed, and a `finetune` command that must refuse there."""
@@ -143,12 +138,7 @@ def portable(printed: str, folder: Path) -> str:
         printed = printed.replace(own, "…")
     printed = re.sub(r"/tmp/faults-\w+", "…", printed)
     printed = re.sub(r"(\w)\1{50,}", r"\1\1\1…", printed)
-    return re.sub(r"\b(?=\w*\d)[0-9a-f]{7,64}\b", "…", printed)
-
-
-def _whole(name: str) -> str:
-    """A pattern for `name` as a whole word or number: 1 isn't named by 10."""
-    return r"(?<!\w)(?<!\d\.)" * name[0].isalnum() + re.escape(name) + r"(?!\w)" * name[-1].isalnum()
+    return re.sub(r"\b(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{7,64}\b", "…", printed)
 
 
 def _cell(text: str) -> str:

@@ -56,6 +56,19 @@ def cut_short(bench: Bench) -> str:
 HEAD = "lora.target_modules … head … leave it out"
 LAYERS = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
 
+
+def no_module(what: str, named: str, modules: object, method: str = "lora", **lora: object) -> Fault:
+    """Targets of which one, `named` in the sentence, is no layer of a Llama that could be adapted."""
+    names = f"lora.target_modules … {named} … {LAYERS}"
+    return targets(what, names, method, target_modules=modules, **lora)
+
+
+def in_the_warm_up(what: str, batch: int, **how: object) -> Fault:
+    """A run of one step, at learning rate 0, with `batch` records in it."""
+    names = "train.batch_size … 1 … warm-up … train.gradient_accumulation … train.warmup … .epochs"
+    return steps(what, f"32 … {batch} … {names}", **how)
+
+
 FAULTS: list[Fault] = [
     targets("`target_modules: [lm_head, q_proj]`", HEAD, target_modules=["lm_head", "q_proj"]),
     targets("`target_modules: [lm_head]`", HEAD, target_modules=["lm_head"]),
@@ -63,105 +76,37 @@ FAULTS: list[Fault] = [
     targets("`[lm_head]` with dora", HEAD, "dora", target_modules=["q_proj", "lm_head"]),
     targets("`[lm_head]` on GPT-2", HEAD, family="gpt2", target_modules=["c_attn", "lm_head"]),
     targets("a regex with the head in it", HEAD, target_modules=".*(q_proj|lm_head)"),
-    targets(
-        "a misspelt name in a list", f"lora.target_modules … 'v_porj' … {LAYERS}", target_modules=["q_proj", "v_porj"]
-    ),
-    targets(
-        "a misspelt name in a list, with dropout",
-        f"lora.target_modules … 'v_porj' … {LAYERS}",
-        target_modules=["q_proj", "v_porj"],
-        dropout=0.1,
-    ),
+    no_module("a misspelt name in a list", "'v_porj'", ["q_proj", "v_porj"]),
+    no_module("a misspelt name in a list, with dropout", "'v_porj'", ["q_proj", "v_porj"], dropout=0.1),
     targets(
         "a Llama's names on GPT-2",
         "lora.target_modules … 'q_proj' … c_attn … c_fc … c_proj",
         family="gpt2",
         target_modules=["q_proj", "v_proj"],
     ),
-    targets("a pattern in a list", f"lora.target_modules … '.*q_proj' … {LAYERS}", "lora", target_modules=[".*q_proj"]),
-    targets("a star in a list", f"lora.target_modules … '*_proj' … {LAYERS}", "lora", target_modules=["*_proj"]),
-    targets("a name without a list", f"lora.target_modules … 'q_proj' … {LAYERS}", "lora", target_modules="q_proj"),
-    targets(
-        "a pattern that fits nothing",
-        f"lora.target_modules … '.*nothing' … {LAYERS}",
-        "lora",
-        target_modules=".*nothing",
-    ),
-    targets(
-        "`all_linear` instead of `all-linear`",
-        f"lora.target_modules … 'all_linear' … {LAYERS}",
-        "lora",
-        target_modules="all_linear",
-    ),
-    targets(
-        "a broken pattern", "lora.target_modules … '(q_proj' … no regular expression", "lora", target_modules="(q_proj"
-    ),
-    targets(
-        "a norm",
-        f"lora.target_modules … 'input_layernorm' … LlamaRMSNorm … {LAYERS}",
-        "lora",
-        target_modules=["q_proj", "input_layernorm"],
-    ),
-    targets(
-        "a whole block",
-        f"lora.target_modules … 'self_attn' … LlamaAttention … {LAYERS}",
-        "lora",
-        target_modules=["self_attn"],
-    ),
-    targets(
-        "an activation",
-        f"lora.target_modules … 'act_fn' … SiLUActivation … {LAYERS}",
-        "lora",
-        target_modules=["act_fn", "q_proj"],
-    ),
-    targets(
-        "a list of layers", f"lora.target_modules … 'layers' … ModuleList … {LAYERS}", "lora", target_modules=["layers"]
-    ),
-    targets(
-        "a norm by a pattern, with qlora",
-        f"lora.target_modules … '.*norm' … LlamaRMSNorm … {LAYERS}",
-        "qlora",
-        target_modules=".*norm",
-    ),
+    no_module("a pattern in a list", "'.*q_proj'", [".*q_proj"]),
+    no_module("a star in a list", "'*_proj'", ["*_proj"]),
+    no_module("a name without a list", "'q_proj'", "q_proj"),
+    no_module("a pattern that fits nothing", "'.*nothing'", ".*nothing"),
+    no_module("`all_linear` instead of `all-linear`", "'all_linear'", "all_linear"),
+    targets("a broken pattern", "lora.target_modules … '(q_proj' … no regular expression", target_modules="(q_proj"),
+    no_module("a norm", "'input_layernorm' … LlamaRMSNorm", ["q_proj", "input_layernorm"]),
+    no_module("a whole block", "'self_attn' … LlamaAttention", ["self_attn"]),
+    no_module("an activation", "'act_fn' … SiLUActivation", ["act_fn", "q_proj"]),
+    no_module("a list of layers", "'layers' … ModuleList", ["layers"]),
+    no_module("a norm by a pattern, with qlora", "'.*norm' … LlamaRMSNorm", ".*norm", "qlora"),
     targets("a rank larger than any matrix", "lora.r … 100 … 64 … lower", r=100),
     targets("a rank larger than any matrix, in 4 bits", "lora.r … 100 … 64 … lower", "qlora", r=100),
-    steps(
-        "one step, in the warm-up",
-        "train.batch_size … 32 … 64 … 1 … warm-up … train.gradient_accumulation … train.warmup … epochs",
-        batch_size=64,
-    ),
-    steps(
-        "one step of full fine-tuning, in the warm-up",
-        "train.batch_size … 32 … 64 … 1 … warm-up … train.gradient_accumulation … train.warmup … epochs",
-        method="full",
-        batch_size=64,
-    ),
-    steps(
-        "more batches accumulated than there are",
-        "train.batch_size … 32 … 4000 … 1 … warm-up … train.gradient_accumulation … train.warmup … epochs",
-        gradient_accumulation=1000,
-    ),
-    steps(
-        "a thousandth of an epoch",
-        "train.batch_size … 32 … 4 … 1 … warm-up … train.gradient_accumulation … train.warmup … epochs",
-        epochs=0.001,
-    ),
-    steps(
-        "one step, then a constant learning rate",
-        "train.batch_size … 32 … 64 … 1 … warm-up … train.gradient_accumulation … train.warmup … epochs",
-        scheduler="constant_with_warmup",
-        batch_size=64,
-    ),
-    steps(
-        "one step under linear decay",
-        "train.batch_size … 32 … 1 … warm-up … train.gradient_accumulation … train.warmup … epochs",
-        scheduler="linear",
-        batch_size=32,
-    ),
+    in_the_warm_up("one step, in the warm-up", 64, batch_size=64),
+    in_the_warm_up("one step of full fine-tuning, in the warm-up", 64, method="full", batch_size=64),
+    in_the_warm_up("more batches accumulated than there are", 4000, gradient_accumulation=1000),
+    in_the_warm_up("a thousandth of an epoch", 4, epochs=0.001),
+    in_the_warm_up("one step, then a constant learning rate", 64, scheduler="constant_with_warmup", batch_size=64),
+    in_the_warm_up("one step under linear decay", 32, scheduler="linear", batch_size=32),
     *(
         steps(
             f"a learning rate too small to change a weight, {method}, in {dtype}",
-            "learning_rate … 1e-30 … epochs",
+            ".learning_rate … 1e-30 … .epochs",
             rate=1e-30,
             method=method,
             dtype=dtype,

@@ -56,9 +56,18 @@ def indexed(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text('{"metadata": {}, "weight_map": {"a": "../weights.bin"}}')
 
 
-def quantized(**settings: object) -> Change:
-    """A config that says in which form the weights are."""
-    return partial(told, quantization_config=settings)
+BITSANDBYTES = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+
+
+def in_few_bits(what: str, named: str, method: str, place: str = "mine: … bitsandbytes", **settings: object) -> Fault:
+    """Weights that `settings` in config.json say to be quantised, in a form that the method can't train."""
+    names = f"{place} … {named} … 16-bit … 4 bits"
+    return met_by_train(what, names, partial(told, quantization_config=settings), method)
+
+
+def of_type(what: str, family: str, named: str) -> Fault:
+    """A model of another kind by its config.json."""
+    return met_by_prepare(what, f"{family} … {named}", partial(told, model_type=family))
 
 
 FAULTS: list[Fault] = [
@@ -98,29 +107,13 @@ FAULTS: list[Fault] = [
         "mine: … config.json … llama",
         partial(told, num_attention_heads="four"),
     ),
-    met_by_prepare(
-        "an encoder with a decoder (T5)", "mine: … t5 … encoder … causal language model", partial(told, model_type="t5")
-    ),
-    met_by_prepare(
-        "speech (Whisper)", "mine: … whisper … encoder … causal language model", partial(told, model_type="whisper")
-    ),
-    met_by_prepare(
-        "an encoder alone (DistilBERT)",
-        "mine: … distilbert … causal language models",
-        partial(told, model_type="distilbert"),
-    ),
-    met_by_prepare("pictures (LLaVA)", "mine: … llava … vision_config … text", partial(told, model_type="llava")),
-    met_by_prepare("pictures (Gemma 3)", "mine: … gemma3 … vision_config … text", partial(told, model_type="gemma3")),
-    met_by_prepare(
-        "no attention at all (Mamba)",
-        "model.source: … mamba … attention … choose another",
-        partial(told, model_type="mamba"),
-    ),
-    met_by_prepare(
-        "an attention of its own (BLOOM)",
-        "model.source: … bloom … attention … choose another",
-        partial(told, model_type="bloom"),
-    ),
+    of_type("an encoder with a decoder (T5)", "t5", "mine: … encoder … causal language model"),
+    of_type("speech (Whisper)", "whisper", "mine: … encoder … causal language model"),
+    of_type("an encoder alone (DistilBERT)", "distilbert", "mine: … causal language models"),
+    of_type("pictures (LLaVA)", "llava", "mine: … vision_config … text"),
+    of_type("pictures (Gemma 3)", "gemma3", "mine: … vision_config … text"),
+    of_type("no attention at all (Mamba)", "mamba", "model.source: … attention … choose another"),
+    of_type("an attention of its own (BLOOM)", "bloom", "model.source: … attention … choose another"),
     met_by_prepare(
         "an adapter given as a model", "mine: … adapter … base model", written("adapter_config.json", b"{}")
     ),
@@ -128,103 +121,62 @@ FAULTS: list[Fault] = [
         "no tokenizer", "mine: … no tokenizer", lambda folder: [path.unlink() for path in folder.glob("tokenizer*")]
     ),
     met_by_prepare("tokenizer.json cut short", "mine: … no tokenizer", cut("tokenizer.json")),
-    met_by_train(
-        "GPTQ weights", "mine: … gptq … 16-bit … bitsandbytes … 4 bits", quantized(quant_method="gptq", bits=4), "lora"
+    in_few_bits("GPTQ weights", "gptq", "lora", quant_method="gptq", bits=4),
+    in_few_bits("AWQ weights", "awq", "qlora", quant_method="awq", bits=4),
+    in_few_bits("FP8 weights", "fp8", "full", quant_method="fp8"),
+    in_few_bits("MXFP4 weights", "mxfp4", "lora", quant_method="mxfp4"),
+    in_few_bits("bitsandbytes' 8-bit weights", "8-bit", "qlora", quant_method="bitsandbytes", load_in_8bit=True),
+    *(
+        in_few_bits(f"4-bit weights with `method: {m}`", f"{m} … mine … qlora", m, "method:", **BITSANDBYTES)
+        for m in ("lora", "dora", "full")
     ),
-    met_by_train(
-        "AWQ weights", "mine: … awq … 16-bit … bitsandbytes … 4 bits", quantized(quant_method="awq", bits=4), "qlora"
-    ),
-    met_by_train("FP8 weights", "mine: … fp8 … 16-bit … bitsandbytes … 4 bits", quantized(quant_method="fp8"), "full"),
-    met_by_train(
-        "MXFP4 weights", "mine: … mxfp4 … 16-bit … bitsandbytes … 4 bits", quantized(quant_method="mxfp4"), "lora"
-    ),
-    met_by_train(
-        "bitsandbytes' 8-bit weights",
-        "mine: … bitsandbytes 8-bit … 16-bit … bitsandbytes … 4 bits",
-        quantized(quant_method="bitsandbytes", load_in_8bit=True),
-        "qlora",
-    ),
-    met_by_train(
-        "4-bit weights with `method: lora`",
-        "method: lora … 16-bit … mine … 4 bits … qlora",
-        quantized(quant_method="bitsandbytes", load_in_4bit=True),
-        "lora",
-    ),
-    met_by_train(
-        "4-bit weights with `method: dora`",
-        "method: dora … 16-bit … mine … 4 bits … qlora",
-        quantized(quant_method="bitsandbytes", load_in_4bit=True),
-        "dora",
-    ),
-    met_by_train(
-        "4-bit weights with `method: full`",
-        "method: full … 16-bit … mine … 4 bits … qlora",
-        quantized(quant_method="bitsandbytes", load_in_4bit=True),
-        "full",
-    ),
-    met_by_train("safetensors cut short", "mine: … loaded … incomplete metadata", cut("model.safetensors"), "lora"),
-    met_by_train(
-        "an empty safetensors file", "mine: … loaded … header too small", written("model.safetensors", b""), "lora"
-    ),
+    met_by_train("safetensors cut short", "mine: … loaded … incomplete metadata", cut("model.safetensors")),
+    met_by_train("an empty safetensors file", "mine: … loaded … header too small", written("model.safetensors", b"")),
     met_by_train(
         "a Git LFS pointer instead of the weights",
         "mine: … loaded … header too large",
         written("model.safetensors", b"version https://git-lfs.github.com/spec/v1"),
-        "lora",
     ),
     met_by_train(
-        "no weights",
-        "mine: … model.safetensors … fetch",
-        lambda folder: (folder / "model.safetensors").unlink(),
-        "lora",
+        "no weights", "mine: … model.safetensors … fetch", lambda folder: (folder / "model.safetensors").unlink()
     ),
     met_by_train(
         "a weight that isn't in the file",
         "mine: … 1 … model.norm.weight … fetch",
         lambda folder: weights(folder, lambda found: found.pop("model.norm.weight")),
-        "lora",
     ),
     met_by_train(
         "a config.json with more layers than the file",
         "mine: … 9 … model.layers.2.input_layernorm.weight … fetch",
         partial(told, num_hidden_layers=3),
-        "lora",
     ),
     met_by_train(
         "a config.json with fewer layers than the file",
         "mine: … 9 … config.json … model.layers.1.input_layernorm.weight … fetch",
         partial(told, num_hidden_layers=1),
-        "lora",
     ),
     met_by_train(
         "a config.json of other shapes",
         "mine: … model.layers.0.mlp.down_proj.weight … 64 x 128 … config.json … 64 x 96 … fetch",
         partial(told, intermediate_size=96),
-        "lora",
     ),
     met_by_train(
         "a head that is its own by config.json and missing from the file",
         "mine: … 1 … lm_head.weight … fetch",
         partial(told, tie_word_embeddings=False),
-        "lora",
     ),
     met_by_train(
         "weights that are no numbers",
         "model.source: … finite … damaged",
         lambda folder: weights(folder, lambda found: found["model.norm.weight"].fill_(float("nan"))),
-        "lora",
     ),
     met_by_train(
-        "weights as a pickle alone",
-        "mine: … pickle … pytorch_model.bin … .safetensors … `save_pretrained`",
-        pickled,
-        "lora",
+        "weights as a pickle alone", "mine: … pickle … pytorch_model.bin … .safetensors … `save_pretrained`", pickled
     ),
     met_by_train(
         "an index that names a pickle, or a file elsewhere",
         "mine/model.safetensors.index.json … '../weights.bin' … fetch",
         indexed,
-        "lora",
     ),
 ]
 

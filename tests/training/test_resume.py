@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, base_for, files_in, refusal, signalled, stage, write_params
+from helpers import ROOT, Killed, assert_names, base_for, files_in, interrupt, refusal, signalled, stage, write_params
 
 from finetune import dvc_files
 from finetune.errors import UserError
@@ -23,10 +23,6 @@ from finetune.training import snapshots, trainer
 
 SETTINGS = {name: {"learning_rate": 0.01, "epochs": 2} for name in METHODS}
 KEPT = Path("models/.snapshots")
-
-
-class Killed(BaseException):
-    """In place of SIGKILL: nothing of ours runs after it that a kill would keep from running."""
 
 
 @pytest.fixture
@@ -76,20 +72,6 @@ def outcome(folder: Path) -> dict:
 
 def different(one: dict, other: dict) -> dict:
     return {k: (v, other[p].get(k)) for p, files in one.items() for k, v in files.items() if v != other[p].get(k)}
-
-
-def interrupt(monkeypatch, after: int, place: object, name: str) -> list[int]:
-    """Kill at the `after`-th call of `place`'s `name`; returns a list that grows with each."""
-    real, calls = getattr(place, name), []
-
-    def counted(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == after:
-            raise Killed
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(place, name, counted)
-    return calls
 
 
 @pytest.fixture
@@ -161,18 +143,10 @@ def test_a_run_into_a_folder_of_its_own_goes_on(ready, every_step, monkeypatch, 
 
 def test_running_out_of_memory_keeps_the_steps_made(ready, every_step, monkeypatch, capsys):
     ready.run("lora")
-    expected, calls = ready.outcome(), []
-    real = trainer.response_loss
-
-    def short_of_memory(model, batch):
-        calls.append(1)
-        if len(calls) == 6:
-            raise MemoryError
-        return real(model, batch)
-
+    expected = ready.outcome()
     with monkeypatch.context() as patched:
-        patched.setattr(trainer, "response_loss", short_of_memory)
-        assert "isn't enough: set train.tokens_per_micro_batch to" in refusal("train", *ready.arguments("lora"))
+        interrupt(patched, 6, trainer, "response_loss", MemoryError())
+        assert_names(refusal("train", *ready.arguments("lora")), "memory … train.tokens_per_micro_batch")
     went_on_after(capsys)
     ready.run("lora")
     assert went_on_after(capsys) in (4, 5) and ready.outcome() == expected
