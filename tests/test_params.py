@@ -68,7 +68,7 @@ def shipped(workspace):
     ("line", "value", "sentence"),
     [
         ("seed: 1 ", "-1", "seed: … 0 … -1"),
-        ("seed: 1 ", "1" * 5000, "not valid YAML: '1111"),
+        ("seed: 1 ", "1" * 5000, "not valid YAML"),
         ("seed: 1 ", "1" * 400, "seed: … 4294967295 … a number of about 399 digits"),
         ("seed: 1 ", "0x10", "seed: … whole number … '0x10'"),
         ("seed: 1 ", "1_000", "seed: … whole number … '1_000'"),
@@ -166,7 +166,7 @@ def test_a_good_value_is_what_it_looks_like(shipped, line, value, read):
         (b"a: 1\n---\na: 2\n", "expected a single document in the stream"),
         (b"a: b: c\n", "mapping values are not allowed here, line 1, column 5"),
         (b'x: "' + b"y" * 5000 + b'"\n? ' + b"z" * 5000 + b"\n: 1", "x: … unknown … params.yaml"),
-        (b"z" * 900 + b": 1", "zzz': … unknown … params.yaml"),
+        (b"z" * 900 + b": 1", "unknown … params.yaml"),
         (b"a: &a [x,x,x,x,x,x,x,x,x]\n" + b"".join(
             b"%c: &%c [%s]\n" % (c, c, b",".join([b"*%c" % (c - 1)] * 9)) for c in range(98, 122)) + b"method: *y\n",
             "a: … unknown … params.yaml"),
