@@ -1,4 +1,4 @@
-"""An adapter as peft saved it, read without peft, whose import takes longer than the first tokens of an answer."""
+"""Read an adapter that peft has saved, without peft: its import takes longer than the first tokens of an answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
 
-_UNLIKE = {
+_PLAIN = {
     "use_dora": False,
     "lora_bias": False,
     "bias": "none",
@@ -34,7 +34,7 @@ def is_plain(folder: Path) -> bool:
     """Whether the adapter in `folder` can be swapped over a shared base: plain LoRA, no DoRA and no biases."""
     config = _config(folder)
     return config.get("peft_type") == "LORA" and all(
-        not config.get(key) or config[key] == plain for key, plain in _UNLIKE.items()
+        not config.get(key) or config[key] == plain for key, plain in _PLAIN.items()
     )
 
 
@@ -48,7 +48,7 @@ def read_adapter(folder: Path) -> dict[str, Adapter]:
         weights = load_file(folder / WEIGHTS)
         paths = sorted(name.removesuffix(".lora_A.weight") for name in weights if name.endswith(".lora_A.weight"))
         if not paths or len(weights) != 2 * len(paths):
-            raise ValueError("it holds other weights than A and B of each layer")
+            raise ValueError("it holds weights other than A and B of each layer")
         divisor = config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
         scale = config["lora_alpha"] / divisor
         return {
@@ -57,7 +57,7 @@ def read_adapter(folder: Path) -> dict[str, Adapter]:
             )
             for path in paths
         }
-    except Exception as error:  # safetensors has classes of its own
+    except Exception as error:  # safetensors raises its own classes
         raise UserError(f"{folder}: the adapter can't be loaded: {error}; train it again") from None
 
 

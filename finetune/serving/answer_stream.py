@@ -1,4 +1,4 @@
-"""Answers that are told in pieces, as their tokens come; many conversations may be answered together."""
+"""Answers in pieces of text, as their tokens come; many conversations may be answered together."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 class TextStream:
-    """Turns tokens into text as soon as it is certain.
+    """Turns tokens into text as soon as later ones can't change it.
 
-    Together the pieces are what decoding the whole answer and stripping it gives: a character whose bytes lie in several
+    Together the pieces are the text of the whole answer, stripped: a character whose bytes lie in several
     tokens waits for the last of them, and white space for what follows it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
         self._tokenizer, self._ends = tokenizer, ends
         self._ids: list[int] = []
-        self._before = 0  # tokens whose text only tells how the next ones are spaced
-        self._told = 0  # tokens whose text has been handed out
+        self._before = 0  # tokens whose text only decides the space before the next ones
+        self._told = 0  # tokens whose text has been returned
         self._started, self._space = False, ""
 
     def add(self, tokens: Iterable[int]) -> str:
-        """The text that `tokens` make certain."""
+        """The text that `tokens` complete."""
         self._ids += [token for token in tokens if token not in self._ends]
         known, text = self._decode(self._ids[self._before : self._told]), self._decode(self._ids[self._before :])
         if len(text) <= len(known) or text.endswith(_INCOMPLETE):
@@ -41,7 +41,7 @@ class TextStream:
         return self._stripped(text[len(known) :])
 
     def end(self) -> str:
-        """What is left when no token follows."""
+        """The rest of the text, if no token follows."""
         known, text = self._decode(self._ids[self._before : self._told]), self._decode(self._ids[self._before :])
         return self._stripped(text[len(known) :])
 
@@ -61,32 +61,32 @@ class TextStream:
 
 @dataclass(frozen=True)
 class Piece:
-    """What has come of an answer since the last piece."""
+    """The part of an answer that has come since the last piece."""
 
     number: int
-    """Of the question, counted from 0."""
+    """The question's, counted from 0."""
     text: str
     tokens: int
-    """Of the answer so far."""
+    """Tokens of the answer so far."""
     prompt_tokens: int
     seconds: float
-    """Since it was asked."""
+    """Time since the question was asked."""
     reason: str | None
-    """Of the last piece: 'stop' or 'length' (`Request.reason`); None before."""
+    """Why the answer has ended, in its last piece (`Request.reason`); None before."""
 
 
-class Telling:
-    """An answer told in pieces, as its tokens come."""
+class AnswerStream:
+    """An answer in pieces, as its tokens come."""
 
     def __init__(self, served: Served, request: Request, number: int = 0) -> None:
-        """The clock starts; `number` is the question's."""
+        """Start the clock for question number `number`."""
         self._request, self._number = request, number
         self._text = TextStream(served.tokenizer, served.ends)
         self._read = 0
         self._started = time.perf_counter()
 
-    def piece(self) -> Piece:
-        """What has come since the last piece."""
+    def next_piece(self) -> Piece:
+        """The text and tokens that have come since the last piece."""
         request = self._request
         text = self._text.add(request.made[self._read :])
         self._read = len(request.made)
@@ -105,12 +105,12 @@ def answers(
 ) -> Generator[Piece, None, None]:
     """Answer each conversation by its model, all at a time, in pieces as they come.
 
-    Raises UserError if one of them can't be asked; before any is answered then. An iterator that is closed early drops
-    what isn't answered.
+    Raises UserError if one of them can't be asked, before any is answered. Closed early, the iterator drops what isn't
+    answered.
     """
     requests = [served.request(turns, sampling, max_new_tokens) for served, turns in asked]
-    told = {
-        request: Telling(served, request, number)
+    streams = {
+        request: AnswerStream(served, request, number)
         for number, ((served, _), request) in enumerate(zip(asked, requests, strict=True))
     }
     engines = list(dict.fromkeys(served.engine for served, _ in asked))
@@ -120,7 +120,7 @@ def answers(
         while any(engine.requests for engine in engines):
             for engine in engines:
                 for request in engine.step():
-                    yield told[request].piece()
+                    yield streams[request].next_piece()
     finally:
         for engine in engines:
             for request in engine.requests:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BASE = "base"
-"""What the untouched base model is called."""
+"""Name of the untouched base model."""
 
 
 @dataclass(frozen=True)
@@ -41,28 +41,28 @@ class Served:
     method: str | None
     """Key of `METHODS`; None for the untouched base."""
     answers_file: str
-    """Whose recorded answers are its own: tuned, base or base-4bit."""
+    """Name of the recorded answers that are its own: tuned, base or base-4bit."""
     engine: Engine
     adapter: str | None
-    """Of those that the engine's model holds, which may be its own; None: the base alone."""
+    """Name of its adapter, as the joint layers have it; None: the base alone."""
     tokenizer: PreTrainedTokenizerBase
     template: Template
     ends: Collection[int]
     positions: int | None
     """Tokens that prompt and answer may have together; None: any number."""
     gigabytes: float
-    """Memory that it takes beside what it shares with others (10^9 bytes)."""
+    """Memory that it takes in addition to what it shares with others (10^9 bytes)."""
 
     def request(
         self, prompt: Sequence[Turn] | str, sampling: Sampling, max_new_tokens: int, *, fitting: bool = False
     ) -> Request:
-        """What to submit to the engine: a conversation by the model's template, or text that is taken as it is.
+        """The request to submit to the engine: a conversation by the model's template, or text that is taken as it is.
 
         With `fitting` the answer may be as long as there are positions, if these are fewer than `max_new_tokens`. Raises
         UserError for an empty prompt, or one that doesn't fit the model.
         """
         if not (prompt if isinstance(prompt, str) else prompt and prompt[-1].content.strip()):
-            raise UserError("the prompt holds no instruction; write what the model shall do")
+            raise UserError("the prompt holds no instruction; write what the model should do")
         if isinstance(prompt, str):
             ids = cast("list[int]", self.tokenizer(prompt)["input_ids"])
         else:
@@ -90,20 +90,20 @@ class Models:
     """The models that answer, by name."""
 
     def __init__(self, slots: int) -> None:
-        """Each base model answers `slots` requests at a time at most."""
+        """Each base model answers at most `slots` requests at a time."""
         self._slots = slots
         self._served: dict[str, Served] = {}
         self._bases: dict[str, _Loaded] = {}
         self._number = count(1)
-        self._open = ExitStack()  # what is joined stays so as long as the process lives
+        self._open = ExitStack()  # joint layers stay joint as long as the process lives
 
     @property
     def names(self) -> list[str]:
-        """Of all models, in the order in which they were added."""
+        """The names of all models, in the order in which they were added."""
         return list(self._served)
 
     def __getitem__(self, name: str) -> Served:
-        """Raises UserError if there is none of this name."""
+        """The model called `name`. Raises UserError if there is none."""
         if name not in self._served:
             raise UserError(f"{name}: no model of this name here; there are {', '.join(self._served) or 'none'}")
         return self._served[name]
@@ -111,8 +111,8 @@ class Models:
     def add(self, name: str) -> Served:
         """Load the checkpoint called `name` (`checkpoints.find`), unless it is there already.
 
-        The base of the first adapter is there as well from then on, as `BASE`. Raises UserError if there is no such
-        checkpoint, or if it can't be loaded, as over another base than it was trained on.
+        The base of the first adapter is then there as well, as `BASE`. Raises UserError if there is no such checkpoint,
+        or if it can't be loaded, for example over another base than it was trained on.
         """
         if name in self._served:
             return self._served[name]
@@ -137,7 +137,7 @@ class Models:
     def _over_base(
         self, name: str, checkpoint: Checkpoint, base: Base, template: Template
     ) -> tuple[_Loaded, str, float] | None:
-        """`base` with the checkpoint's adapter over it; None if it is no adapter that can share its base."""
+        """`base` with the checkpoint's adapter over it; None if that can't share its base with others."""
         if not is_plain(checkpoint.folder):
             return None
         if base.fingerprint not in self._bases:

@@ -15,7 +15,7 @@ from finetune.device import is_out_of_memory
 from finetune.errors import UserError
 from finetune.generation.engine import Engine
 from finetune.generation.request import Request, Sampling
-from finetune.serving.answer_stream import Piece, Telling
+from finetune.serving.answer_stream import AnswerStream, Piece
 from finetune.serving.models import Models, Served
 
 
@@ -29,7 +29,7 @@ class _Asked:
 
     request: Request
     engine: Engine
-    telling: Telling
+    stream: AnswerStream
     tell: Callable[[Piece | Exception], None]
 
 
@@ -149,7 +149,7 @@ class Worker:
         try:
             for request in engine.step():
                 asked = self._asked[request]
-                asked.tell(asked.telling.piece())
+                asked.tell(asked.stream.next_piece())
                 if request.reason:
                     del self._asked[request]
         except Exception as error:  # whatever befell this pass, the next requests are to be answered
@@ -161,7 +161,7 @@ class Worker:
                 one.tell(UserError(sentence))
 
     def _submit(self, served: Served, request: Request, tell: Callable[[Piece | Exception], None]) -> None:
-        self._asked[request] = _Asked(request, served.engine, Telling(served, request), tell)
+        self._asked[request] = _Asked(request, served.engine, AnswerStream(served, request), tell)
         served.engine.submit(request)
 
     def _drop(self, request: Request) -> None:

@@ -56,7 +56,7 @@ def test_the_metrics_are_ordinary_evaluate_metrics():
     assert bleu.compute()["bleu"] == pytest.approx(100)
 
 
-def test_every_prediction_stands_beside_its_prompt_and_reference(workspace, tiny_models):
+def test_every_prediction_has_its_prompt_and_reference(workspace, tiny_models):
     write_params(workspace)
     stage("prepare", "--model_name", tiny_models["llama"])
     stage("eval", "--base", "--model_name", tiny_models["llama"])

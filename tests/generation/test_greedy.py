@@ -1,4 +1,4 @@
-"""Generation means the likeliest token up to an end token, whatever else a base model's folder suggests."""
+"""Generation means the likeliest token up to an end token, whatever else the folder of a base model suggests."""
 
 import json
 import shutil
@@ -60,8 +60,8 @@ def copy(lively, tmp_path):
         folder = tmp_path / "copy"
         shutil.copytree(lively, folder, dirs_exist_ok=True)
         for name, changes in (("generation_config.json", generation), ("config.json", config)):
-            told = json.loads((folder / name).read_text())
-            (folder / name).write_text(json.dumps(told | (changes or {})))
+            before = json.loads((folder / name).read_text())
+            (folder / name).write_text(json.dumps(before | (changes or {})))
         return folder
 
     return make

@@ -150,7 +150,7 @@ def test_four_bits_are_held_while_answering(tmp_path, monkeypatch):
     for layer in layers:
         layer.mlp.register_forward_hook(lambda *_: seen.append(live_bytes() - before))
     ours(model, row, 3, [0])
-    assert 0 < max(seen) < 1.1 * layer_bytes, f"{max(seen)} bytes beside the model, a layer has {layer_bytes}"
+    assert 0 < max(seen) < 1.1 * layer_bytes, f"{max(seen)} bytes more than the model, a layer has {layer_bytes}"
 
 
 def live_bytes() -> int:
@@ -162,8 +162,8 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
-def test_progress_is_told_now_and_then_and_at_the_end(tmp_path, tiny_models):
+def test_progress_is_reported_after_each_batch_and_at_the_end(tmp_path, tiny_models):
     folder = families.with_tokenizer("llama", tmp_path, tiny_models["llama"])
-    model, words, told = load_base(Base(folder), torch.float32), load_tokenizer(folder), []
-    greedy.generate(model, words, prompts(), batch_size=4, max_new_tokens=5, progress=told.append)
-    assert told == [4, 8, 9]
+    model, words, reported = load_base(Base(folder), torch.float32), load_tokenizer(folder), []
+    greedy.generate(model, words, prompts(), batch_size=4, max_new_tokens=5, progress=reported.append)
+    assert reported == [4, 8, 9]

@@ -52,7 +52,7 @@ def gradients(model) -> dict[str, torch.Tensor]:
 
 
 def by_the_model(model, given) -> tuple[float, dict[str, torch.Tensor]]:
-    """Summed loss and gradients, each sequence alone in transformers' own pass."""
+    """Summed loss and gradients, each sequence alone in transformers' own forward."""
     total = 0.0
     for row in given:
         ids, labels = (torch.tensor([row[key]]) for key in ("input_ids", "labels"))
@@ -92,7 +92,7 @@ def test_equals_the_models_own_layers(family, method, tmp_path):
     model = loaded(family, method, tmp_path)
     expected = by_the_model(model, rows())
     assert replaced(model)
-    for tokens in (1000, 100):  # in one pass, and in several whose gradients add up
+    for tokens in (1000, 100):  # in one micro-batch, and in several whose gradients add up
         assert_equal(in_steps(model, rows(), tokens), expected)
 
 
@@ -125,7 +125,7 @@ def test_what_a_longer_pass_has_left_behind_changes_nothing(tmp_path):
     assert all(torch.equal(found[1][name], gradient) for name, gradient in expected[1].items())
 
 
-def test_a_forward_in_between_is_told_of(tmp_path):
+def test_a_forward_in_between_is_an_error(tmp_path):
     model = loaded("llama", "lora", tmp_path)
     assert replaced(model)
     (first,), (second,) = (micro_batches(pack(rows([length])), 1000) for length in (30, 40))

@@ -120,7 +120,7 @@ class LargestRows(TorchDispatchMode):
 
 @pytest.mark.parametrize("tokens", [1, 30, 1000])
 def test_each_sequence_has_its_loss_however_many_share_a_pass(model, monkeypatch, tokens):
-    """Also where a pass takes several chunks of logits."""
+    """Also where a forward takes several chunks of logits."""
     monkeypatch.setattr(loss, "CHUNK_BYTES", 1)
     vocabulary = model.config.vocab_size
     losses = loss.sequence_losses(model, rows(vocabulary), tokens)
