@@ -18,6 +18,9 @@ from finetune.sources.provenance import provenance
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+PEFT_PREFIX = "base_model.model."
+"""The start of the name that a module of the base has within peft's model."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
