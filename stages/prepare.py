@@ -19,7 +19,7 @@ def main() -> None:
     from finetune.data.prompts import Template
     from finetune.data.rows import Rows, TextLosses, check_lengths, statistics
     from finetune.models.base import Base
-    from finetune.sources.provenance import provenance
+    from finetune.sources.catalogue import provenance
 
     base = Base.named(args.model_name)
     base.check_length(p.data.max_length)

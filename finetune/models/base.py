@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from finetune import places, yaml_file
 from finetune.errors import UserError, first_line
+from finetune.sources.catalogue import provenance
 from finetune.sources.contents import ADAPTER
 from finetune.sources.fetch import fetch
-from finetune.sources.provenance import provenance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
