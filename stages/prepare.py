@@ -71,7 +71,7 @@ def _sample(
 def _facts(raw: Path, template: Template, base: Base, settings: params.Data) -> dict:
     """What facts.yaml says of the prepared data."""
     from finetune.data.prepared import tokenizer_id
-    from finetune.sources.provenance import provenance
+    from finetune.sources.catalogue import provenance
 
     return {
         "template": settings.template,

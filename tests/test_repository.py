@@ -12,7 +12,7 @@ import pytest
 from helpers import ROOT, command
 
 from finetune import places, yaml_file
-from finetune.commands.compare import PICTURES
+from finetune.commands.experiments import PICTURES
 from finetune.commands.main import COMMANDS
 from finetune.comparison import generated
 from finetune.comparison.picture import picture

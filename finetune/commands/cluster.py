@@ -130,7 +130,7 @@ def _sweep(engine: Engine) -> None:
     import math
 
     from finetune.cluster import node, queue
-    from finetune.commands.sweep import publish
+    from finetune.commands.experiments import publish_sweep
     from finetune.experiments import sweep
 
     diverged: sweep.Losses = {}
@@ -147,7 +147,7 @@ def _sweep(engine: Engine) -> None:
         diverged.update({names[name]: math.inf for name in failures})
         queue.remove(failures)
 
-    publish(sweep.search(run, lambda: sweep.read_experiments() | diverged))
+    publish_sweep(sweep.search(run, lambda: sweep.read_experiments() | diverged))
 
 
 def _write(args: argparse.Namespace) -> None:

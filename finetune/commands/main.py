@@ -1,4 +1,4 @@
-"""The console command `finetune`: what a person runs besides the pipeline, each subcommand in a file of its own."""
+"""The console command `finetune`: what people run in addition to the pipeline."""
 
 import argparse
 import sys
@@ -17,9 +17,17 @@ COMMANDS = {
     "cluster": "run what DVC has queued on Ray, Slurm or other clusters; finished experiments come back",
     "register": "register a fine-tuned model: a version and a stage, found by name in every clone",
     "push": "push a registered model: its files to the DVC remote, its tags to the Git remote",
-    "verify": "read again what DVC keeps, in cache, workspace and remote: what is damaged is named, and mended",
+    "verify": "read again what DVC keeps, in cache, workspace and remote: name what is damaged, and repair it",
 }
-"""Name, which is also the module's, and what it does."""
+"""Name and purpose of each subcommand."""
+
+_FUNCTIONS = {
+    "compare": "experiments.compare",
+    "sweep": "experiments.sweep",
+    "register": "registry.register",
+    "push": "registry.push",
+}
+"""Where in this folder a subcommand is, unless it is `main` of the module of its name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(given: Sequence[str]) -> None:
     name = _parser().parse_args(given[:1]).command
+    module, function = _FUNCTIONS.get(name, f"{name}.main").split(".")
     # Only the chosen command's module is imported, so that `finetune --help` stays quick.
-    import_module(f"finetune.commands.{name}").main(given[1:])
+    getattr(import_module(f"finetune.commands.{module}"), function)(given[1:])
 
 
 def _parser() -> argparse.ArgumentParser:

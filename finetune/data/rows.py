@@ -14,8 +14,7 @@ import numpy
 from finetune import yaml_file
 from finetune.data.dataset import Encoded
 from finetune.data.prepared import IGNORE, SPLITS, prompt_length
-from finetune.data.records import Records
-from finetune.data.spool import Spool
+from finetune.data.records import Records, Spool
 from finetune.errors import UserError
 from finetune.files import sha256, whole_folder
 from finetune.places import FACTS

@@ -13,6 +13,7 @@ from finetune.export.tokenizer import tokenizer_for_others
 from finetune.models import card, saved
 from finetune.models.base import Base
 from finetune.models.checkpoint import Checkpoint
+from finetune.sources.contents import ADAPTER, ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,7 +92,7 @@ def write(export: Export, folder: Path) -> None:
     if export.format == "merged":
         export.merged(export.base).save_pretrained(folder)
     else:
-        for name in ("adapter_model.safetensors", "adapter_config.json"):
+        for name in (ADAPTER, ADAPTER_CONFIG):
             shutil.copy(export.checkpoint.folder / name, folder)
         # A folder of this machine means nothing elsewhere; the card says where the base comes from.
         source = export.checkpoint.base_source

@@ -23,13 +23,10 @@ from transformers.pytorch_utils import Conv1D
 from finetune.device import device
 from finetune.errors import UserError, first_line
 from finetune.models.base import Base
-from finetune.models.checkpoint import Checkpoint
+from finetune.models.checkpoint import PEFT_PREFIX, Checkpoint
 from finetune.models.loading import add_end_tokens, load_base
 from finetune.models.supported import model_class
 from finetune.sources.contents import check_adapter
-
-_PREFIX = "base_model.model."
-"""The start of a module's name within peft's model."""
 
 
 def merged(checkpoint: Checkpoint, base: Base) -> PreTrainedModel:
@@ -47,7 +44,7 @@ def merged(checkpoint: Checkpoint, base: Base) -> PreTrainedModel:
         raise UserError(f"{adapter}: the adapter doesn't go over {base}: {first_line(error)}") from None
     for name, layer in tuned.named_modules():
         if isinstance(layer, LoraLayer):
-            _merge(layer, exact.get(name.removeprefix(_PREFIX)), dtype)
+            _merge(layer, exact.get(name.removeprefix(PEFT_PREFIX)), dtype)
     result = cast(PreTrainedModel, tuned.unload())
     add_end_tokens(result, checkpoint.end_tokens)
     return result

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from finetune import places, yaml_file
 from finetune.errors import UserError, first_line
+from finetune.sources.catalogue import provenance
+from finetune.sources.contents import ADAPTER
 from finetune.sources.fetch import fetch
-from finetune.sources.provenance import provenance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -127,7 +128,7 @@ def fingerprint(folder: Path) -> str:
     An adapter fits no other weights than it was trained over, even where all shapes are the same.
     """
     digest = hashlib.sha256()
-    kinds = ("model*.safetensors", "adapter_model.safetensors")
+    kinds = ("model*.safetensors", ADAPTER)
     files = next((files for kind in kinds if (files := sorted(folder.glob(kind)))), [])
     stride = SAMPLE * max(1, math.ceil(sum(path.stat().st_size for path in files) / READ_AT_MOST))
     for path in files:

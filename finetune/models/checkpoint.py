@@ -13,10 +13,13 @@ from finetune.errors import UserError
 from finetune.methods import METHODS, Method
 from finetune.models.base import Base, fingerprint, load_tokenizer
 from finetune.places import FACTS
-from finetune.sources.provenance import provenance
+from finetune.sources.catalogue import provenance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+PEFT_PREFIX = "base_model.model."
+"""The start of the name that a module of the base has within peft's model."""
 
 
 @dataclass(frozen=True)

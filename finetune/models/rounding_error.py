@@ -17,10 +17,10 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from finetune.models.checkpoint import PEFT_PREFIX
+
 FILE = "rounding_error.safetensors"
 """Next to the 4-bit weights."""
-_PREFIX = "base_model.model."
-"""Before a module's name within peft's model."""
 
 LARGEST_RANK = 64
 """What is kept; an adapter of a higher rank starts with zeros beyond it."""
@@ -69,7 +69,7 @@ def start(model: PeftModel, folder: Path) -> None:
     with safe_open(folder / FILE, framework="pt") as kept:
         stored = set(kept.keys())
         for name, layer in model.named_modules():
-            own = name.removeprefix(_PREFIX)
+            own = name.removeprefix(PEFT_PREFIX)
             if isinstance(layer, LoraLayer) and f"{own}.a" in stored:
                 _set(layer, *(kept.get_tensor(f"{own}.{factor}") for factor in "ab"))
 

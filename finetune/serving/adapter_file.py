@@ -10,10 +10,8 @@ from safetensors.torch import load_file
 from finetune.errors import UserError
 from finetune.files import read_json
 from finetune.kernels.linear_parts import Adapter
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-_PREFIX = "base_model.model."
+from finetune.models.checkpoint import PEFT_PREFIX
+from finetune.sources.contents import ADAPTER, ADAPTER_CONFIG
 
 _PLAIN = {
     "use_dora": False,
@@ -45,14 +43,14 @@ def read_adapter(folder: Path) -> dict[str, Adapter]:
     """
     config = _config(folder)
     try:
-        weights = load_file(folder / WEIGHTS)
+        weights = load_file(folder / ADAPTER)
         paths = sorted(name.removesuffix(".lora_A.weight") for name in weights if name.endswith(".lora_A.weight"))
         if not paths or len(weights) != 2 * len(paths):
             raise ValueError("it holds weights other than A and B of each layer")
         divisor = config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
         scale = config["lora_alpha"] / divisor
         return {
-            path.removeprefix(_PREFIX): Adapter(
+            path.removeprefix(PEFT_PREFIX): Adapter(
                 weights[f"{path}.lora_A.weight"], weights[f"{path}.lora_B.weight"], scale
             )
             for path in paths
@@ -63,6 +61,6 @@ def read_adapter(folder: Path) -> dict[str, Adapter]:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        return read_json(folder / CONFIG)
+        return read_json(folder / ADAPTER_CONFIG)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: {CONFIG} can't be read ({error}); train it again") from None
+        raise UserError(f"{folder}: {ADAPTER_CONFIG} can't be read ({error}); train it again") from None

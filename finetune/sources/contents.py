@@ -11,7 +11,8 @@ from finetune.sources.catalogue import DATA_SUFFIXES
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 """A model's weights, or the list of the files that hold them."""
-ADAPTER = "adapter_model.safetensors"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""The files in which peft keeps an adapter."""
 
 TAKEN = (".safetensors", ".json", ".txt", ".jinja", ".model", ".tiktoken")
 """Endings of names: weights, config, tokenizer and chat template. Pickles (.bin, .pt), code (.py) and all else in the

