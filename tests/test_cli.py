@@ -102,7 +102,7 @@ def test_a_stage_goes_on_when_its_reader_has_gone(tmp_path):
     body = "import time\nfor _ in range(20): print('x' * 10**4, flush=True)\nopen('made', 'w').write('done')"
     done = shell(f"set -o pipefail; {program(body)} | head -c 1", tmp_path)
     assert done.returncode == 0 and (tmp_path / "made").exists()
-    assert done.stderr == "warning: stdout can't be written (Broken pipe); going on without it\n"
+    assert done.stderr == "warning: stdout can't be written (Broken pipe); continuing without it\n"
 
 
 def test_help_into_a_closed_pipe_or_a_full_disk(tmp_path):
