@@ -205,7 +205,7 @@ def _forget(clone: Path) -> None:
 
 
 def _went_on_after(said: str) -> int:
-    found = re.search(r"going on after step (\d+) of", said)
+    found = re.search(r"resuming after step (\d+) of", said)
     return int(found[1]) if found else 0
 
 

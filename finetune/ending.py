@@ -156,7 +156,7 @@ class _Guarded:
         reason = getattr(error, "strerror", None) or str(error)
         if not self._matters:
             if self._name == "stdout":
-                print(f"warning: stdout can't be written ({reason}); going on without it", file=sys.stderr)
+                print(f"warning: stdout can't be written ({reason}); continuing without it", file=sys.stderr)
         elif isinstance(error, BrokenPipeError):
             raise error
         else:

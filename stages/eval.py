@@ -49,7 +49,7 @@ def _evaluate(args: Namespace, settings: params.Eval, out: places.Places, group:
     """The share of this process, which writes if it is the first of `group`."""
     from finetune.distributed.folders import for_all
     from finetune.evaluation import scoring
-    from finetune.snapshots.unfinished import unfinished
+    from finetune.resume.store import run_folder
 
     data = Path(args.dataset or places.PREPARED)
     stage, answers_name, metrics_name = _names(args)
@@ -60,7 +60,7 @@ def _evaluate(args: Namespace, settings: params.Eval, out: places.Places, group:
     at_best = scoring.score(references, references, settings.tokenize)
     run = _identity(stage, answers_name, settings, data, subject, group)
     with (
-        unfinished(stage, run, metrics) if group.is_first else nullcontext() as own,
+        run_folder(stage, run, metrics) if group.is_first else nullcontext() as own,
         for_all(own, group) as kept,
     ):
         losses, answers = _losses_and_answers(subject, test, settings, kept, group)
@@ -115,7 +115,7 @@ def _test_split(subject: _Subject, data: Path, settings: params.Eval) -> Dataset
 def _identity(stage: str, answers_name: str, settings: params.Eval, data: Path, subject: _Subject, group: Group) -> str:
     """What tells this run's unfinished work from another's, the same in each process of `group`."""
     from finetune.models.base import files_without_weights
-    from finetune.snapshots.identity import identity
+    from finetune.resume.identity import identity
 
     told = {"of": answers_name, "eval": vars(settings), "weights": [part.fingerprint for part in subject.parts]}
     others = chain.from_iterable(files_without_weights(part.folder) for part in subject.parts)

@@ -45,8 +45,8 @@ def _train(args: Namespace, p: params.Params, out: places.Places, group: Group) 
     from finetune import device
     from finetune.costs.meter import Meter
     from finetune.planner.announce import announce
-    from finetune.snapshots.identity import identity
-    from finetune.snapshots.unfinished import unfinished
+    from finetune.resume.identity import identity
+    from finetune.resume.store import run_folder
 
     data = Path(args.dataset or places.PREPARED)
     work = _work(args, p, out, data, group)
@@ -54,7 +54,7 @@ def _train(args: Namespace, p: params.Params, out: places.Places, group: Group) 
     # Where the base lies doesn't matter: its fingerprint is among the facts. Nor does the number of processes.
     run = identity("train", work.checkpoint.facts() | {"base": None, "base_source": None}, [data])
     group.agree(run, "settings, data, base model, code or versions")
-    with unfinished("train", run, out.metrics / "train.json") if group.is_first else nullcontext() as kept:
+    with run_folder("train", run, out.metrics / "train.json") if group.is_first else nullcontext() as kept:
         meter = Meter().start()
         model = _model(work)
         packed = _checked(work, model)

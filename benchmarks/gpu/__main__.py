@@ -73,7 +73,7 @@ def measure(parts: list[str] | tuple[str, ...], out: Path, budget: Budget, tiny:
             )
             failures += results.failures
             print(
-                f"{part}: {'all done' if finished else 'time is over; the same command goes on from here'}", flush=True
+                f"{part}: {'all done' if finished else 'time is over; rerun the same command to continue'}", flush=True
             )
     finally:
         worker.close()

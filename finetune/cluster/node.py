@@ -11,7 +11,7 @@ from finetune import files
 from finetune.cluster import process
 from finetune.cluster.trial import Trial
 from finetune.errors import UserError
-from finetune.snapshots.unfinished import FOLDER as SNAPSHOTS
+from finetune.resume.store import FOLDER as SNAPSHOTS
 
 FOLDER = "~/.cache/finetune/trials"
 """On each machine: a clone for each trial that has not ended, and the DVC cache that they share."""

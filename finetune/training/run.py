@@ -30,11 +30,12 @@ from finetune.files import read_json
 from finetune.models import check_model
 from finetune.models.loading import layer_stack
 from finetune.models.saved import trained
-from finetune.snapshots import snapshot, tensor_file
-from finetune.training import schedule, snapshots, stopping
+from finetune.resume import signals as stop_signals
+from finetune.resume import state, store
+from finetune.resume.signals import Signals
+from finetune.training import schedule, snapshots
 from finetune.training.run_log import Log, RunLog
 from finetune.training.snapshots import Snapshots
-from finetune.training.stopping import Signals
 from finetune.training.trainer import ResponseTrainer, arguments
 from finetune.training.validations import Over, Validations
 
@@ -90,7 +91,7 @@ def train(
     shortest, _ = prepared.extremes(splits["train"])
     with tempfile.TemporaryDirectory() as scratch, _without_input_casts(model):
         folder = unfinished or Path(scratch)
-        resumed = seen_by_all(snapshot.newest(folder) if group.is_first else None, group, Path(scratch))
+        resumed = seen_by_all(store.newest_snapshot(folder) if group.is_first else None, group, Path(scratch))
         passes, signals = wrapped(model, layer_stack(model), group, shard=shard), Signals(alone=group.size == 1)
         before = check_model.outcome(model, shortest, passes)
         points = schedule.validation_steps(settings, method, len(splits["train"]))
@@ -133,14 +134,14 @@ def _kept_weights(trainer: ResponseTrainer, *, ended_before: bool) -> dict[str, 
     sharded = any(local(weight) is not weight for weight in weights.values())
     if not trainer.group.is_first:
         if sharded and not best:
-            tensor_file.give(weights)
+            state.send_tensors(weights)
         return {}
     if not sharded:
         if best:
-            snapshots.load_weights(trainer.model, trainer.snapshots.best())
+            state.load_weights(trainer.model, trainer.snapshots.best())
         return weights
     if best:
-        return dict(tensor_file.read(trainer.snapshots.best()))
+        return dict(state.read_tensors(trainer.snapshots.best()))
     return {name: whole(weight).cpu() for name, weight in weights.items()}
 
 
@@ -148,7 +149,7 @@ def _restore(trainer: ResponseTrainer, resumed: Path) -> MemoryParts | None:
     """Take over what the run had seen until `resumed`; if that was its end, return its memory."""
     facts = read_json(resumed / snapshots.RUN)
     state = TrainerState.load_from_json(str(resumed / TRAINER_STATE_NAME))
-    print(f"going on after step {state.global_step} of {state.max_steps}, where this run was interrupted")
+    print(f"resuming after step {state.global_step} of {state.max_steps}, where this run was interrupted")
     if trainer.group.is_first:  # whose memory and energy it was
         trainer.run_log.meter.resume(facts["meter"])
     trainer.run_log.resume(facts["rows"], facts["tokens"], facts["seconds"])
@@ -159,12 +160,12 @@ def _restore(trainer: ResponseTrainer, resumed: Path) -> MemoryParts | None:
 
 def _make_steps(trainer: ResponseTrainer, resumed: Path | None, signals: Signals) -> None:
     """All steps of the run, or those after `resumed`."""
-    with stopping.at_next_pass(trainer.model, signals):
+    with stop_signals.raised_before_forward(trainer.model, signals):
         try:
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         except Over:
             pass
-        except stopping.Stopped as signal:
+        except stop_signals.StopRequested as signal:
             raise ending.Ended(signal.args[0], trainer.snapshots.write_before_end(trainer)) from None
         except RuntimeError as error:
             if not trainer.group.is_loss(error):

@@ -1,4 +1,4 @@
-"""Snapshots of training: all that the end of an optimizer step hangs on, so that a run goes on from there to the byte."""
+"""Snapshots of a training run: when one is written, and what it holds, so that the run resumes from it to the byte."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer import TRAINER_STATE_NAME
 
 from finetune.costs.memory_parts import MemoryParts
-from finetune.distributed.shards import local, part, sharded
 from finetune.errors import UserError, quoted
 from finetune.files import read_json, write_json
 from finetune.models.saved import trained
-from finetune.snapshots import snapshot, tensor_file
-from finetune.training import random_state
-from finetune.training.stopping import Signals
+from finetune.resume import state as run_state
+from finetune.resume import store
+from finetune.resume.signals import Signals
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
     from peft import PeftModel
-    from torch import nn
     from torch.optim.lr_scheduler import LambdaLR
     from transformers import PreTrainedModel
 
@@ -38,15 +36,17 @@ if TYPE_CHECKING:
 WEIGHTS, OPTIMIZER, BEST, RUN = "weights.safetensors", "optimizer.safetensors", "best.safetensors", "run.json"
 
 SECONDS = 30.0
-"""Between two snapshots at least."""
+"""The minimum between two snapshots."""
 SHARE = 0.02
-"""Of the time, that snapshots may take at most: the longer one lasts, the rarer they are."""
+"""The largest share of the time that snapshots may take: the longer one takes, the rarer they are."""
 _VARIABLE = "FINETUNE_SNAPSHOT_SECONDS"
-"""In the environment, and no parameter, because it changes no result: the time between two, whatever they cost."""
+"""In the environment, and no parameter, because it changes no result: the seconds between two, whatever they cost."""
+
+_RESUMES = "rerun the same command to resume"
 
 
 def asked_seconds() -> float | None:
-    """What the environment asks for. Raises UserError if it is no time."""
+    """What the environment sets, if anything. Raises UserError if it is no duration."""
     text = os.environ.get(_VARIABLE)
     if text is None:
         return None
@@ -59,8 +59,8 @@ def asked_seconds() -> float | None:
     return seconds
 
 
-class Run(Protocol):
-    """What a snapshot is of: a trainer."""
+class TrainingRun(Protocol):
+    """The trainer whose snapshots are written."""
 
     accelerator: Accelerator
     activations: Activations
@@ -74,14 +74,14 @@ class Run(Protocol):
 
 
 class Snapshots(TrainerCallback):
-    """Writes snapshots of a run into a folder, now and then, and where the trainer's control asks for one."""
+    """Writes snapshots of a run into a folder, periodically and where the trainer's control asks for one."""
 
     def __init__(
         self, folder: Path, last: Path | None, seconds: float | None, group: Group, signals: Signals, *, shard: bool
     ) -> None:
-        """One in so many `seconds`, None: as `SECONDS` and `SHARE` say; `last` is the one that the run goes on from.
+        """One in `seconds`, None: as `SECONDS` and `SHARE` say; `last` is the snapshot that the run resumes from.
 
-        The first process of `group` writes; the others hand it their parts if the model is in shards.
+        The first process of `group` writes; if the model is in shards, the others send it theirs.
         """
         self._folder, self._last, self._seconds = folder, last, seconds
         self._group, self._signals, self._shard = group, signals, shard
@@ -90,56 +90,56 @@ class Snapshots(TrainerCallback):
         self._random: dict[str, Any] = read_json(last / RUN).get("random", {}) if last else {}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # Now, because a snapshot may be asked for when the next step was given up in its midst.
-        self._random = random_state.read()
+        # Now, because a snapshot may be asked for after the next step was abandoned halfway.
+        self._random = run_state.random_states()
         due = time.monotonic() >= self._due and not control.should_training_stop
-        ends, due = self._group.any(self._signals.heard is not None, due)
+        ends, due = self._group.any(self._signals.received is not None, due)
         if ends:
             self._signals.obey()
         if due:
             control.should_save = True
 
-    def write(self, run: Run) -> None:
+    def write(self, run: TrainingRun) -> None:
         """Write the state at the end of the last step.
 
-        Where the disk refuses, that is said, and training goes on; but raises UserError if the best weights so far
-        would be lost.
+        If the disk fails, prints so and lets training continue; but raises UserError if the best weights so far would
+        be lost.
         """
         started = time.monotonic()
         try:
             self._write(run)
         except UserError as error:
-            # Of shards the others have handed over some, and wait for the rest to be taken.
+            # The other processes have sent some of their shards, and wait until the rest is received.
             if run.validations.best_is(run.state.global_step) or self._shard:
                 raise
             print(f"no snapshot after step {run.state.global_step}: {error}", file=sys.stderr)
         else:
-            self._tell(time.monotonic() - started)
+            self._print_cost(time.monotonic() - started)
         now = time.monotonic()
         self._due = now + (max(SECONDS, (now - started) / SHARE) if self._seconds is None else self._seconds)
 
-    def write_before_end(self, run: Run) -> str:
+    def write_before_end(self, run: TrainingRun) -> str:
         """Write the state at the end of the last step, unless there is none; returns in words what is kept."""
         step, steps = run.state.global_step, run.state.max_steps
         if step == 0:
-            return "no step was finished, so that the next run begins anew"
+            return "no step was finished; the next run starts from scratch"
         self._write(run)
-        return f"step {step} of {steps} is kept, and the same command goes on from there"
+        return f"step {step} of {steps} is kept; {_RESUMES}"
 
-    def write_after_loss(self, run: Run) -> str:
-        """As `write_before_end`, where another process has ended; of shards only the last snapshot is left."""
+    def write_after_loss(self, run: TrainingRun) -> str:
+        """As `write_before_end`, after another process has ended. Of a model in shards only the last snapshot is left."""
         logged = run.run_log.rows[-1][0] if run.run_log.rows else 0
         if not self._shard and self._group.is_first and logged == run.state.global_step:
             return self.write_before_end(run)
-        return "the last snapshot is kept, and the same command goes on from there" if self._last else ""
+        return f"the last snapshot is kept; {_RESUMES}" if self._last else ""
 
-    def write_result(self, run: Run, weights: dict[str, torch.Tensor], memory: MemoryParts) -> None:
-        """Write the `weights` that are kept, and what else the result of the run is made of."""
+    def write_result(self, run: TrainingRun, weights: dict[str, torch.Tensor], memory: MemoryParts) -> None:
+        """Write the `weights` that are kept, and everything else that the result of the run is made of."""
         log = run.run_log
         facts = {"tokens": log.tokens, "seconds": log.seconds(), "memory": asdict(memory)}
         try:
-            with snapshot.written(self._folder, run.state.global_step) as draft:
-                tensor_file.write(draft / WEIGHTS, weights)
+            with store.new_snapshot(self._folder, run.state.global_step) as draft:
+                run_state.write_tensors(draft / WEIGHTS, weights)
                 _write_facts(run, draft, facts)
         except UserError as error:  # the model itself is saved next
             print(f"no snapshot of the result: {error}", file=sys.stderr)
@@ -149,20 +149,20 @@ class Snapshots(TrainerCallback):
         assert self._last is not None
         return self._last / BEST
 
-    def _tell(self, seconds: float) -> None:
+    def _print_cost(self, seconds: float) -> None:
         if self._first and self._last is not None:
             size = sum(path.stat().st_size for path in self._last.iterdir()) / 1e9
             print(f"a snapshot takes {seconds:.2f} s and {size:.3f} GB; it is in {self._folder}", flush=True)
         self._first = False
 
-    def _write(self, run: Run) -> None:
+    def _write(self, run: TrainingRun) -> None:
         step = run.state.global_step
         optimizer = run.optimizer.optimizer.state_dict()
-        weights, states = trained(run.model), _flat(optimizer["state"], run.optimizer.optimizer)
+        weights, states = trained(run.model), run_state.optimizer_tensors(run.optimizer.optimizer)
         if not self._group.is_first:
             if self._shard:
-                tensor_file.give(weights)
-                tensor_file.give(states)
+                run_state.send_tensors(weights)
+                run_state.send_tensors(states)
             return
         scaler = run.accelerator.scaler
         facts = {
@@ -172,18 +172,18 @@ class Snapshots(TrainerCallback):
             "scheduler": run.lr_scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
         }
-        with snapshot.written(self._folder, step) as draft:
-            tensor_file.write(draft / WEIGHTS, weights)
-            tensor_file.write(draft / OPTIMIZER, states)
+        with store.new_snapshot(self._folder, step) as draft:
+            run_state.write_tensors(draft / WEIGHTS, weights)
+            run_state.write_tensors(draft / OPTIMIZER, states)
             if run.validations.best_is(step):
-                snapshot.link(draft / WEIGHTS, draft / BEST)
+                store.link_or_copy(draft / WEIGHTS, draft / BEST)
             elif self._last is not None and (self._last / BEST).exists():
-                snapshot.link(self._last / BEST, draft / BEST)
+                store.link_or_copy(self._last / BEST, draft / BEST)
             _write_facts(run, draft, facts)
         self._last = self._folder / f"step-{step}"
 
 
-def _write_facts(run: Run, draft: Path, facts: dict[str, Any]) -> None:
+def _write_facts(run: TrainingRun, draft: Path, facts: dict[str, Any]) -> None:
     run.state.save_to_json(str(draft / TRAINER_STATE_NAME))
     seen = {
         "rows": run.run_log.rows,
@@ -193,21 +193,3 @@ def _write_facts(run: Run, draft: Path, facts: dict[str, Any]) -> None:
         "meter": run.run_log.meter.record(),
     }
     write_json(draft / RUN, seen | facts)
-
-
-def load_weights(model: nn.Module, file: Path) -> None:
-    """Set the trained weights of `model`, in place, to those of `file`."""
-    parameters = trained(model)
-    with torch.no_grad():
-        for name, weight in tensor_file.read(file):
-            local(parameters[name]).copy_(part(weight, parameters[name]))
-
-
-def _flat(state: dict[int, dict[str, torch.Tensor]], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """An optimizer's state by the number of the parameter and the name."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return {
-        f"{index}.{key}": sharded(tensor, parameters[index]) if tensor.dim() else tensor
-        for index, tensors in state.items()
-        for key, tensor in tensors.items()
-    }

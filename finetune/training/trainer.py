@@ -21,8 +21,8 @@ from finetune.files import read_json
 from finetune.kernels.adamw import SplitAdamW
 from finetune.kernels.loss import mean_loss, response_loss
 from finetune.kernels.packing import Batch, longest_micro_batch, pack
-from finetune.snapshots import tensor_file
-from finetune.training import random_state, snapshots
+from finetune.resume import state as run_state
+from finetune.training import snapshots
 from finetune.training.run_log import RunLog
 from finetune.training.shares import own_share, shared_losses
 from finetune.training.snapshots import Snapshots
@@ -106,7 +106,7 @@ class ResponseTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.run_log, self.validations, self.snapshots = run_log, validations, snapshots
         self.passes, self.group = passes, group
-        random_state.set_apart(group.rank)
+        run_state.offset_random(group.rank)
         validations.validate = self.evaluate
         self.activations = Activations(model)
         self._tokens_per_micro_batch = tokens_per_micro_batch
@@ -162,14 +162,14 @@ class ResponseTrainer(Trainer):
         self.snapshots.write(self)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        snapshots.load_weights(self.model, Path(resume_from_checkpoint) / snapshots.WEIGHTS)
+        run_state.load_weights(self.model, Path(resume_from_checkpoint) / snapshots.WEIGHTS)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and (Path(checkpoint) / snapshots.OPTIMIZER).exists():  # a run at its end has none
             facts = read_json(Path(checkpoint) / snapshots.RUN)
             optimizer = cast(SplitAdamW, self.optimizer.optimizer)
             optimizer.load_state_dict({"state": {}, "param_groups": facts["param_groups"]})
-            for name, value in tensor_file.read(Path(checkpoint) / snapshots.OPTIMIZER):
+            for name, value in run_state.read_tensors(Path(checkpoint) / snapshots.OPTIMIZER):
                 index, key = name.split(".")
                 optimizer.take(int(index), key, value)
             self.lr_scheduler.load_state_dict(facts["scheduler"])
@@ -181,5 +181,5 @@ class ResponseTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            random_state.restore(read_json(Path(checkpoint) / snapshots.RUN)["random"])
-            random_state.set_apart(self.group.rank)
+            run_state.restore_random(read_json(Path(checkpoint) / snapshots.RUN)["random"])
+            run_state.offset_random(self.group.rank)

@@ -59,7 +59,7 @@ def test_a_node_dies_in_mid_training_and_its_trial_goes_on_elsewhere(race, slurm
     said, errors = submitted.communicate(timeout=1800)
     assert submitted.returncode == 0, said + errors
     assert f"{len(RACERS)} of {len(RACERS)} experiments are here" in said
-    assert any("going on after step" in log.read_text() for log in race.folder.glob(".dvc/tmp/cluster/*/*.log"))
+    assert any("resuming after step" in log.read_text() for log in race.folder.glob(".dvc/tmp/cluster/*/*.log"))
     check_all_have_arrived(race)
 
 

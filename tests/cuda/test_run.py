@@ -6,16 +6,17 @@ import torch
 from finetune import device as devices
 from finetune.costs.meter import Meter
 from finetune.models import adapters, check_model
-from finetune.training import random_state, trainer
+from finetune.resume import state
 from finetune.training import run as training
+from finetune.training import trainer
 
 
 def test_random_numbers_go_on_where_they_were(device):
     torch.rand(3, device=device)
-    states = random_state.read()
+    states = state.random_states()
     assert len(states["cuda"]) == (torch.cuda.device_count() if device.type == "cuda" else 0)
     first = torch.rand(3), torch.rand(3, device=device)
-    random_state.restore(states)
+    state.restore_random(states)
     again = torch.rand(3), torch.rand(3, device=device)
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 

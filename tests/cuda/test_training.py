@@ -24,7 +24,7 @@ def test_learns_and_goes_on_from_a_snapshot_to_the_byte(
         with pytest.raises(Killed):
             run("llama", method, tmp_path)
     again = run("llama", method, tmp_path)
-    assert "going on after step" in capsys.readouterr().out
+    assert "resuming after step" in capsys.readouterr().out
     assert again.result.validation_loss == whole.result.validation_loss
     assert all(torch.equal(again.weights[name], weight) for name, weight in whole.weights.items())
 

@@ -124,6 +124,6 @@ def test_a_machine_that_dies_ends_the_other_and_both_go_on_from_the_first_ones_s
     runs = start(hosts, folders, "full", base)
     printed, said = runs[0].communicate()
     assert runs[0].returncode == 0, said
-    assert "going on after step" in printed
+    assert "resuming after step" in printed
     runs[1].communicate()
     assert curve(first) == pytest.approx(curve(first / "alone"), abs=0.02)

@@ -113,14 +113,16 @@ def test_one_that_dies_ends_all_with_a_sentence_and_another_number_goes_on(ready
     process_of(running, 1).kill()
     said = running.communicate()[1]
     assert running.returncode == 1
-    expected = r"error: process 1 of 2 was ended by SIGKILL; the last snapshot is kept, and the same command goes on from there"
+    expected = (
+        r"error: process 1 of 2 was ended by SIGKILL; the last snapshot is kept; rerun the same command to resume"
+    )
     assert re.fullmatch(expected, said.strip()), said
     assert none_left(running, workers)
 
     capsys.readouterr()
     ready.configure(1)
     stage("train", *ready.arguments("qlora"))
-    step = int(re.search(r"going on after step (\d+) of 16", capsys.readouterr().out)[1])
+    step = int(re.search(r"resuming after step (\d+) of 16", capsys.readouterr().out)[1])
     assert 4 <= step < 16
     assert is_near(ready.curve(), alone)
     assert "peak_device_gb_by_process" not in ready.facts()
@@ -171,9 +173,7 @@ def test_a_signal_ends_all_at_the_same_step(ready, number, shard):
     running.send_signal(number)
     said = running.communicate()[1]
     assert running.returncode == 128 + number, said
-    assert re.search(
-        r"error: (terminated|interrupted); step \d+ of 16 is kept, and the same command goes on from there", said
-    )
+    assert re.search(r"error: (terminated|interrupted); step \d+ of 16 is kept; rerun the same command to resume", said)
     assert none_left(running, workers)
     assert is_near(ready.run("full", 4, not shard), alone)
 

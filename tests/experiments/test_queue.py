@@ -66,7 +66,7 @@ def test_a_queued_run_that_is_killed_is_queued_again_and_goes_on(queued, tiny_mo
         assert dvc(queued, "queue", *how, "killed").returncode == 0
     assert dvc(queued, "exp", "run", "--queue", "-n", "killed", *settings, "train").returncode == 0
     dvc(queued, "exp", "run", "--run-all")
-    assert "going on after step" in dvc(queued, "queue", "logs", "killed").stdout
+    assert "resuming after step" in dvc(queued, "queue", "logs", "killed").stdout
     assert "Success" in dvc(queued, "queue", "status").stdout
     assert not list(queued.glob("models/.snapshots/*"))
 

@@ -18,7 +18,7 @@ from finetune.errors import UserError
 from finetune.kernels import adamw
 from finetune.methods import METHODS
 from finetune.models import saved
-from finetune.snapshots import snapshot, unfinished
+from finetune.resume import store
 from finetune.training import snapshots, trainer
 
 SETTINGS = {name: {"learning_rate": 0.01, "epochs": 2} for name in METHODS}
@@ -81,7 +81,7 @@ def every_step(monkeypatch):
 
 def went_on_after(capsys) -> int | None:
     """The step, by what is printed."""
-    found = re.search(r"going on after step (\d+) of", capsys.readouterr().out)
+    found = re.search(r"resuming after step (\d+) of", capsys.readouterr().out)
     return int(found[1]) if found else None
 
 
@@ -95,7 +95,7 @@ def test_a_killed_run_ends_with_the_bytes_of_one_that_never_was(ready, every_ste
     for after, place, name, before in (
         (len(updates) * 2 // 16 + 3, adamw.SplitAdamW, "_update", None),  # in the third optimizer step
         (6, snapshots.Snapshots, "on_step_end", 2),  # at the end of the eighth, the last of an epoch
-        (2, snapshot, "_flush", 7),  # while the snapshot of the eighth is written
+        (2, store, "_flush", 7),  # while the snapshot of the eighth is written
         (1, trainer, "shared_losses", 7),  # before the validation after the eighth
         (5, snapshots.Snapshots, "on_step_end", 7),  # in the second epoch
         (2, saved, "_write_beside_weights", 11),  # while the model is saved
@@ -122,12 +122,10 @@ def test_a_signal_to_a_real_process_loses_nothing(ready, number):
     said = signalled(ready.command("qlora"), number, after="step 3 of 16", FINETUNE_SNAPSHOT_SECONDS=between)
     if number != signal.SIGKILL:
         word = "terminated" if number == signal.SIGTERM else "interrupted"
-        assert re.search(
-            rf"^error: {word}; step \d+ of 16 is kept, and the same command goes on from there$", said, re.M
-        )
+        assert re.search(rf"^error: {word}; step \d+ of 16 is kept; rerun the same command to resume$", said, re.M)
     assert len(list(KEPT.glob("train-*/step-*/weights.safetensors"))) == 1
     again = subprocess.run(ready.command("qlora"), capture_output=True, text=True)
-    assert re.search(r"going on after step \d+ of 16", again.stdout), again.stderr
+    assert re.search(r"resuming after step \d+ of 16", again.stdout), again.stderr
     assert ready.outcome() == expected
 
 
@@ -191,7 +189,7 @@ def test_of_interrupted_runs_the_latest_are_kept(ready, every_step, monkeypatch)
         write_params(ready.folder, methods=SETTINGS, seed=seed)
         killed_at(ready, monkeypatch, 2)
     runs = [path for path in KEPT.iterdir() if path.is_dir()]
-    assert len(runs) == 1 + unfinished.MOST_RUNS
+    assert len(runs) == 1 + store.MOST_RUNS
     assert all(len(list(run.glob("step-*"))) == 1 for run in runs)
 
 
@@ -215,7 +213,7 @@ def test_a_damaged_snapshot_is_skipped(ready, every_step, monkeypatch, capsys):
 def test_two_processes_dont_train_the_same_at_once(ready, every_step, monkeypatch):
     killed_at(ready, monkeypatch, 3)
     (run,) = (path for path in KEPT.glob("train-*") if path.is_dir())
-    with unfinished._locked(run):
+    with store._locked(run):
         message = refusal("train", *ready.arguments("lora"))
     assert f"process {os.getpid()} is at work on the same run; wait for it, or stop it" in message
 
@@ -227,7 +225,7 @@ def test_a_full_disk_costs_a_snapshot_and_not_the_run(ready, every_step, monkeyp
         yield
 
     write_params(ready.folder, methods=SETTINGS, train={"keep": "last"})
-    monkeypatch.setattr(snapshot, "written", full)
+    monkeypatch.setattr(store, "new_snapshot", full)
     ready.run("lora")
     assert "no snapshot after step 3: the disk is full" in capsys.readouterr().err
     # The best weights so far are nowhere else.
