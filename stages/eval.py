@@ -136,8 +136,7 @@ def _losses_and_answers(
 
     model, tokenizer = subject.model, subject.tokenizer
     with device.enough_memory(_ADVICE):
-        highest = max(prepared.highest_token(test), tokenizer.pad_token_id)
-        packed = check_model(model, prepared.extremes(test), highest)
+        packed = check_model(model, test, tokenizer.pad_token_id)
         losses = portions.losses(model, test, TOKENS_PER_FORWARD if packed else 1, kept, group)
         scoring.check_losses(test, losses)
         answers = portions.answers(

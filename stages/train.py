@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,24 +42,26 @@ def main() -> None:
 
 def _train(args: Namespace, p: params.Params, out: places.Places, group: Group) -> None:
     """The share of this process, which writes if it is the first of `group`."""
+    from finetune import device
     from finetune.costs.meter import Meter
     from finetune.planner.announce import announce
     from finetune.snapshots.identity import identity
     from finetune.snapshots.unfinished import unfinished
 
     data = Path(args.dataset or places.PREPARED)
-    work = _work(args, p, out, data)
+    work = _work(args, p, out, data, group)
     advice = announce(work.base, p, work.splits["train"])
     # Where the base lies doesn't matter: its fingerprint is among the facts. Nor does the number of processes.
     run = identity("train", work.checkpoint.facts() | {"base": None, "base_source": None}, [data])
     group.agree(run, "settings, data, base model, code or versions")
     with unfinished("train", run, out.metrics / "train.json") if group.is_first else nullcontext() as kept:
         meter = Meter().start()
-        model = _model(work, group)
-        packed = _checked(work, model, group)
-        result = _trained(work, model, packed, meter, kept, group, advice)
+        model = _model(work)
+        packed = _checked(work, model)
+        with device.enough_memory(advice):
+            result = _trained(work, model, packed, meter, kept)
         meter.stop()
-        _write(work, model, result, meter, group)
+        _write(work, model, result, meter)
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,15 @@ class _Work:
     splits: DatasetDict
     checkpoint: Checkpoint
     """What will be saved."""
+    group: Group
 
-    def shard(self, group: Group) -> bool:
+    @property
+    def shard(self) -> bool:
         """Whether each process holds a part of the model."""
-        return self.p.launch.shard and group.size > 1
+        return self.p.launch.shard and self.group.size > 1
 
 
-def _work(args: Namespace, p: params.Params, out: places.Places, data: Path) -> _Work:
+def _work(args: Namespace, p: params.Params, out: places.Places, data: Path, group: Group) -> _Work:
     """The base and the prepared data. Raises UserError if they don't fit each other or the settings."""
     from finetune.data import prepared
     from finetune.methods import METHODS
@@ -104,10 +107,10 @@ def _work(args: Namespace, p: params.Params, out: places.Places, data: Path) -> 
         settings=groups | {"train": vars(p.train) | vars(settings)},
         base_source=base.source,
     )
-    return _Work(p, out, base, splits, checkpoint)
+    return _Work(p, out, base, splits, checkpoint, group)
 
 
-def _model(work: _Work, group: Group) -> Model:
+def _model(work: _Work) -> Model:
     """The base model as the method trains it."""
     import transformers
 
@@ -123,56 +126,39 @@ def _model(work: _Work, group: Group) -> Model:
         prepared.lengths(work.splits["train"]), p.train.batch_size, p.train.tokens_per_micro_batch
     )
     with device.enough_memory("choose a smaller model.source, or method qlora"):
-        model = trainable(work.base, work.checkpoint.method, p.lora, tokens, shard=work.shard(group))
+        model = trainable(work.base, work.checkpoint.method, p.lora, tokens, shard=work.shard)
     add_end_tokens(model, work.checkpoint.end_tokens)
     return model
 
 
-def _checked(work: _Work, model: Model, group: Group) -> bool:
+def _checked(work: _Work, model: Model) -> bool:
     """Whether sequences can share a micro-batch. Raises UserError if the result wouldn't be worth the hours."""
     from finetune import device
-    from finetune.data import prepared
     from finetune.models import saved
     from finetune.models.check_model import check_model
     from finetune.models.loading import parameter_counts
 
-    if group.is_first:
-        saved.check_can_be_saved(model, work.base.tokenizer, work.checkpoint)
+    tokenizer, processes = work.base.tokenizer, work.group.size
+    if work.group.is_first:
+        saved.check_can_be_saved(model, tokenizer, work.checkpoint)
         files.check_writable(work.out.metrics, work.out.plots)
-    split = work.splits["train"]
     with device.enough_memory("lower data.max_length, or choose a smaller model.source"):
-        packed = check_model(model, prepared.extremes(split), _highest_token(work), adapters=True)
+        packed = check_model(model, work.splits["train"], tokenizer.pad_token_id, adapters=True)
     trained, total = parameter_counts(model)
-    where = f"{device.describe()}{f', in {group.size} processes' * (group.size > 1)}"
+    where = f"{device.describe()}{f', in {processes} processes' * (processes > 1)}"
     print(f"{work.checkpoint.method.name}: {trained:,} of {total:,} parameters trained, on {where}")
     if not packed:
         print("this model carries state across packed sequences; packing is off")
     return packed
 
 
-def _highest_token(work: _Work) -> int:
-    """The highest token id that the model will be given."""
-    from finetune.data import prepared
-
-    return max(prepared.highest_token(work.splits["train"]), work.base.tokenizer.pad_token_id)
-
-
-def _trained(
-    work: _Work,
-    model: Model,
-    packed: bool,
-    meter: Meter,
-    kept: Path | None,
-    group: Group,
-    advice: Callable[[], str],
-) -> TrainingResult:
+def _trained(work: _Work, model: Model, packed: bool, meter: Meter, kept: Path | None) -> TrainingResult:
     """Train `model` in place, from the last snapshot in `kept` if there is one."""
-    from finetune import device
     from finetune.tracking.dvclive import live_log
     from finetune.training.run import train
 
-    p, out = work.p, work.out
-    with live_log(out.plots / "live") if group.is_first else nullcontext() as log, device.enough_memory(advice):
+    p, group = work.p, work.group
+    with live_log(work.out.plots / "live") if group.is_first else nullcontext() as log:
         return train(
             model,
             work.base.tokenizer,
@@ -185,15 +171,16 @@ def _trained(
             log=log,
             unfinished=kept,
             group=group,
-            shard=work.shard(group),
+            shard=work.shard,
         )
 
 
-def _write(work: _Work, model: Model, result: TrainingResult, meter: Meter, group: Group) -> None:
-    """Write the model, and what it cost; the first of `group` does."""
+def _write(work: _Work, model: Model, result: TrainingResult, meter: Meter) -> None:
+    """Write the model, and what it cost; the first of the group does."""
     from finetune.models import saved
     from finetune.models.loading import parameter_counts
 
+    group = work.group
     peaks = [round(peak, 3) for peak in group.gathered(meter.peak_device_gb())]
     energy = meter.energy(group)
     if not group.is_first:
@@ -213,9 +200,7 @@ def _write(work: _Work, model: Model, result: TrainingResult, meter: Meter, grou
     files.write_json(out.metrics / "train.facts.json", _facts(work, result, meter, peaks, trained))
 
 
-def _facts(
-    work: _Work, result: TrainingResult, meter: Meter, peaks: list[float], trained: int
-) -> dict[str, float | str | list[float]]:
+def _facts(work: _Work, result: TrainingResult, meter: Meter, peaks: list[float], trained: int) -> dict:
     """What else is known of the run: its steps, its memory in parts, and what it ran on."""
     from finetune import device
     from finetune.costs.memory_parts import split_peak

@@ -65,7 +65,7 @@ class TestSet:
         """The loss of each example under `model`, which uses our attention from then on."""
         if model.config._attn_implementation != ATTENTION_NAME:
             model.set_attn_implementation(ATTENTION_NAME)
-        packed = check_model(model, prepared.extremes(self._test), prepared.highest_token(self._test))
+        packed = check_model(model, self._test, padding=0)
         losses = sequence_losses(model, self._test, TOKENS_PER_FORWARD if packed else 1)
         scoring.check_losses(self._test, losses)
         return numpy.array([loss.nats for loss in losses])

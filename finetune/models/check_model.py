@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch import nn
 from torch.nn.functional import linear
 
+from finetune.data import prepared
 from finetune.device import compute_dtype, is_out_of_memory
 from finetune.errors import UserError, first_line
 from finetune.kernels.calls import TOLERANCE
@@ -22,6 +23,7 @@ from finetune.kernels.loss import head_inputs, packed_head_inputs
 from finetune.kernels.packing import micro_batches, pack
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel
 
     from finetune.distributed.wrapped import Passes
@@ -29,15 +31,15 @@ if TYPE_CHECKING:
     Model = PreTrainedModel | PeftModel
 
 
-def check_model(model: Model, extremes: Sequence[Sequence[int]], highest_token: int, *, adapters: bool = False) -> bool:
-    """Whether sequences that share a micro-batch come out of `model` as each does alone.
+def check_model(model: Model, split: Dataset, padding: int, *, adapters: bool = False) -> bool:
+    """Whether rows of `split` that share a micro-batch come out of `model` as each does alone.
 
-    Tried by four forwards on the `extremes` of the data: the token ids of its shortest and its longest sequence. If one sequence changes
-    another, each can still go through alone. Raises UserError if the loss here isn't that of `model` even then, if
-    `highest_token` of data and padding has no embedding, or, with `adapters`, if one of them would never be trained.
+    Tried by four forwards on the shortest and the longest row. If one row changes another, each can still go through
+    alone. Raises UserError if the loss here isn't that of `model` even then, if a token of the split or the token id
+    `padding` has no embedding, or, with `adapters`, if one of them would never be trained.
     """
-    shortest, longest = extremes
-    _check_vocabulary(model, highest_token)
+    shortest, longest = prepared.extremes(split)
+    _check_vocabulary(model, max(prepared.highest_token(split), padding))
     with _refusing(model):
         own = {tuple(shortest): _own_and_head(model, shortest, adapters=adapters)}
         with _still(model):

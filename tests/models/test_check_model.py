@@ -3,6 +3,7 @@
 import families
 import pytest
 import torch
+from datasets import Dataset
 from helpers import refusal, stage, write_params
 from torch.nn.functional import cross_entropy
 
@@ -40,7 +41,7 @@ def loaded(family: str, folder, monkeypatch, **settings):
 
 
 def checked(model, given: list[list[int]]) -> bool:
-    return check_model.check_model(model, [min(given, key=len), max(given, key=len)], max(map(max, given)))
+    return check_model.check_model(model, Dataset.from_dict({"input_ids": given}), padding=0)
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
