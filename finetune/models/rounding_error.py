@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 
 from finetune.models.checkpoint import PEFT_PREFIX
 
-FILE = "rounding_error.safetensors"
-"""Next to the 4-bit weights."""
+FILE = "lost.safetensors"
+"""Next to the 4-bit weights, under the name that 4-bit bases have had from the start."""
 
 LARGEST_RANK = 64
 """What is kept; an adapter of a higher rank starts with zeros beyond it."""
