@@ -11,11 +11,16 @@ UPDATE_CHUNK = 2**20
 """Weights updated at a time: what is widened to fp32 for it stays in the cache."""
 
 
+def state_bytes(dtype: torch.dtype) -> int:
+    """Bytes of optimizer state for a weight of `dtype`: two means in fp32, and a bf16 weight's lower half."""
+    return 10 if dtype == torch.bfloat16 else 8
+
+
 class SplitAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov & Hutter 2019, algorithm 2) for bf16 and fp32 parameters.
 
     A bf16 parameter holds the upper half of its fp32 weight, rounded; the lower half is kept here as a signed
-    16-bit difference, so that small steps aren't lost. An update is that of torch's fused AdamW on the fp32 weight.
+    16-bit difference, so that small steps aren't lost. An fp32 parameter is its own fp32 weight. An update is that of torch's fused AdamW on the fp32 weight.
     """
 
     def __init__(
@@ -56,9 +61,10 @@ class SplitAdamW(torch.optim.Optimizer):
         state = self.state[parameter] or self._start(parameter)
         state["step"] += 1
         own = local(parameter).view(-1)
-        flat = [own, local(grad).reshape(-1), state["mean"], state["square"], state["lower"]]
-        for weight, gradient, mean, square, lower in zip(*(one.split(UPDATE_CHUNK) for one in flat), strict=True):
-            master = _join(weight, lower)
+        lower = state.get("lower", own)  # fp32 weights have no lower half
+        flat = [own, local(grad).reshape(-1), state["mean"], state["square"], lower]
+        for weight, gradient, mean, square, half in zip(*(one.split(UPDATE_CHUNK) for one in flat), strict=True):
+            master = _join(weight, half)
             torch._fused_adamw_(
                 [master],
                 [gradient.to(master.dtype)],
@@ -74,7 +80,7 @@ class SplitAdamW(torch.optim.Optimizer):
                 amsgrad=False,
                 maximize=False,
             )
-            _split(master, weight, lower)
+            _split(master, weight, half)
 
     def _start(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
         wide: dict[str, Any] = {"dtype": torch.float32, "device": parameter.device}
@@ -83,8 +89,9 @@ class SplitAdamW(torch.optim.Optimizer):
             "step": torch.zeros((), **wide),
             "mean": torch.zeros(count, **wide),
             "square": torch.zeros(count, **wide),
-            "lower": torch.zeros(count, dtype=torch.int16, device=parameter.device),
         }
+        if parameter.dtype == torch.bfloat16:
+            self.state[parameter]["lower"] = torch.zeros(count, dtype=torch.int16, device=parameter.device)
         return self.state[parameter]
 
 

@@ -11,14 +11,13 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from finetune import params
+from finetune.kernels.adamw import state_bytes
 from finetune.kernels.decoder import has_form
 from finetune.kernels.decoder_layer import DecoderLayer
 from finetune.kernels.workspace import Workspace
 from finetune.methods import Method
 from finetune.models.loading import layer_stack
 
-OPTIMIZER_BYTES = 10
-"""A trained weight: two means in fp32, and 16 bits of its own (`kernels.adamw`)."""
 MAPPED = 32 * 2**20
 """glibc's largest threshold of blocks that get a mapping of their own (mallopt(3), M_MMAP_THRESHOLD)."""
 _NESTED = 256
@@ -91,7 +90,7 @@ def sizes(model: Any, method: Method, settings: params.Quantization, device: str
         adapters=sum(one.nbytes for one in trained) if isinstance(model, PeftModel) else 0,
         gradients=sum(one.nbytes for one in trained),
         freed_gradients=sum(one.nbytes for one in trained if one.nbytes < MAPPED) if device == "cpu" else 0,
-        optimizer=sum(one.numel() for one in trained) * OPTIMIZER_BYTES,
+        optimizer=sum(one.numel() * state_bytes(one.dtype) for one in trained),
         head=head,
         embedding_gradient=_embedding_gradient(model, head),
         rounded=method.quantized,
