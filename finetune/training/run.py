@@ -24,7 +24,7 @@ from finetune.device import compute_dtype
 from finetune.distributed.folders import seen_by_all
 from finetune.distributed.group import Group
 from finetune.distributed.shards import local, whole
-from finetune.distributed.wrapped import wrapped
+from finetune.distributed.wrapped import Passes, wrapped
 from finetune.errors import UserError
 from finetune.files import read_json
 from finetune.models import check_model
@@ -83,7 +83,7 @@ def train(
     """Train `model` in place on `splits['train']`, validating now and then on `splits['validation']`.
 
     Each process of `group` computes a share, of all the weights or, if the model is to `shard`, of a part of them.
-    Snapshots go to the folder `unfinished`, and a run that has left one there goes on from it. Sequences go through the
+    Snapshots go to the folder `unfinished`, and a run that has left one there resumes from it. Sequences go through the
     model several at a time only if it can be `packed`. Raises UserError if the loss stops being a finite number, if
     training changed no weight, or if another process ends; `ending.Ended` after a signal.
     """
@@ -93,7 +93,7 @@ def train(
         folder = unfinished or Path(scratch)
         resumed = seen_by_all(store.newest_snapshot(folder) if group.is_first else None, group, Path(scratch))
         passes, signals = wrapped(model, layer_stack(model), group, shard=shard), Signals(alone=group.size == 1)
-        before = check_model.outcome(model, shortest, passes)
+        before = _effect(model, shortest, passes)
         points = schedule.validation_steps(settings, method, len(splits["train"]))
         trainer = ResponseTrainer(
             model,
@@ -109,7 +109,7 @@ def train(
         )
         memory = _restore(trainer, resumed) if resumed else None
         _make_steps(trainer, resumed, signals)
-        if torch.equal(check_model.outcome(model, shortest, passes), before):
+        if not group.any(not torch.equal(_effect(model, shortest, passes), before))[0]:
             raise UserError(
                 f"training changed nothing that the model answers: raise methods.<method>.learning_rate, which is "
                 f"{method.learning_rate:g}, or methods.<method>.epochs"
@@ -122,8 +122,17 @@ def train(
     return _result(trainer, memory, weights if shard else None)
 
 
+def _effect(model: PreTrainedModel | PeftModel, ids: list[int], passes: Passes) -> torch.Tensor:
+    """What training has to change for the checkpoint to differ from its base: for adapters the model's output for `ids`;
+    for full fine-tuning the weights in bf16, as they are saved, by a hash of those in this process."""
+    if isinstance(model, PeftModel):
+        return check_model.outcome(model, ids, passes)
+    hashes = [torch.hash_tensor(local(weight).to(torch.bfloat16)) for weight in trained(model).values()]
+    return torch.stack(hashes).view(torch.int64)
+
+
 def _seconds(unfinished: Path | None) -> float | None:
-    """Between two snapshots."""
+    """Seconds between two snapshots."""
     return snapshots.asked_seconds() if unfinished else math.inf
 
 

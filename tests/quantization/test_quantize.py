@@ -136,7 +136,7 @@ def test_only_so_many_examples_are_looked_at(workspace, tiny_models):
 def test_a_base_that_is_in_four_bits_stays_so(workspace, tiny_models, capsys):
     made(workspace, tiny_models["llama"])
     stored = shutil.copytree(workspace / FOUR, workspace / "stored")
-    (stored / "rounding_error.safetensors").unlink()
+    (stored / "lost.safetensors").unlink()
     stage("quantize", "--model_name", stored)
     assert "is in 4 bits already (nf4), and stays so" in capsys.readouterr().out
     assert files_in(workspace / FOUR)["model.safetensors"] == files_in(stored)["model.safetensors"]
