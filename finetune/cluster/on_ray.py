@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune.cluster import node
-from finetune.cluster.machines import Needs
-from finetune.cluster.trial import Trial
+from finetune.cluster.trial import Needs, Trial
 from finetune.errors import UserError
 
 

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.cluster import trial as trials_file
-from finetune.cluster.machines import Needs
-from finetune.cluster.trial import Trial
+from finetune.cluster.trial import Needs, Trial
 from finetune.errors import UserError
 from finetune.files import write_text
 

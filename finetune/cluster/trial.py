@@ -30,6 +30,19 @@ class Trial:
         return f"refs/exps/{self.baseline[:2]}/{self.baseline[2:]}/{self.name}"
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What one trial asks of its machine."""
+
+    cpus: int
+    gpus: int
+    folder: str
+    """Where the machine keeps its clones and its cache; ~ is the home of the user that runs the trial."""
+
+    def __str__(self) -> str:
+        return f"{self.cpus} CPU{'s' * (self.cpus != 1)} and {self.gpus} GPU{'s' * (self.gpus != 1)}"
+
+
 def write(path: Path, trials: Sequence[Trial]) -> None:
     """Write the `trials` as JSON."""
     write_json(path, {"trials": [asdict(trial) for trial in trials]})

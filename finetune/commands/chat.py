@@ -81,11 +81,11 @@ def _lines(args: Namespace) -> list[list[Turn]] | None:
     for number, text in enumerate(texts, 1):
         if not text.strip() and args.prompt is None:
             continue
-        instruction, context = alpaca.parse(escapes.unescape(text))
-        if not instruction:
+        turn = Turn("user", *alpaca.parse(escapes.unescape(text)))
+        if not turn.text:
             line = "" if args.prompt is not None else f", line {number}"
             raise UserError(f"{where}{line}: holds no instruction; write what the model shall do")
-        asked.append([Turn("user", instruction, context)])
+        asked.append([turn])
     if not asked:
         raise UserError(f"{where}: holds no prompt; write one a line")
     return asked

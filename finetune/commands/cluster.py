@@ -4,8 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 
 from finetune import cli
-from finetune.cluster.machines import Needs
-from finetune.cluster.trial import Trial
+from finetune.cluster.trial import Needs, Trial
 from finetune.errors import UserError, quoted
 
 Engine = Callable[[Sequence[Trial]], dict[str, str]]

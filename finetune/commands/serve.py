@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         import uvicorn
 
         from finetune.serving.server import app
-        from finetune.web.mount import mount
+        from finetune.web import page
     except ModuleNotFoundError as missing:
         raise UserError(f"{missing.name} isn't installed: pip install 'finetune[serve]', or run make setup") from None
 
@@ -53,8 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     with device.enough_memory("name fewer models, or a smaller base"):
         worker = worker_of(args.ckpt, args.at_a_time, args.at_a_time + args.queue)
-    served = app(worker, key, args.max_new_tokens)
-    mount(served, worker, key, args.max_new_tokens)
+    served = app(worker, key, args.max_new_tokens, page.routes(worker, key, args.max_new_tokens))
     config = uvicorn.Config(served, log_level="warning", timeout_graceful_shutdown=2)
     host = f"[{args.host}]" if ":" in args.host else args.host
     address = f"http://{host}:{listening.getsockname()[1]}"

@@ -65,8 +65,7 @@ class Conversation:
         commands[name](arguments)
 
     def _ask(self, line: str) -> None:
-        instruction, context = alpaca.parse(line)
-        turns = [*self.turns, Turn("user", instruction, context)]
+        turns = [*self.turns, Turn("user", *alpaca.parse(line))]
         said: list[str] = []
         try:
             with closing(answers([(self.current, turns)], self.sampling, self.max_new_tokens)) as pieces:

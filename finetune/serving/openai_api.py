@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.data import alpaca
 from finetune.data.forms import Turn
 from finetune.errors import UserError
 from finetune.generation.request import Sampling
@@ -35,7 +36,7 @@ _OTHER_ANSWERS = (
 
 
 @dataclass(frozen=True)
-class Ask:
+class Completion:
     """What a request asks for."""
 
     kind: str
@@ -50,9 +51,11 @@ class Ask:
     stream: bool
     usage: bool
     """Whether a stream ends in its counts of tokens."""
+    running_usage: bool
+    """Whether each chunk of a stream has the counts up to it (vLLM's `continuous_usage_stats`)."""
 
 
-def read(kind: str, body: bytes, most_tokens: int) -> Ask:
+def read(kind: str, body: bytes, most_tokens: int) -> Completion:
     """The request in `body`. Raises UserError for what isn't JSON, isn't known, or is out of range."""
     try:
         fields = json.loads(body)
@@ -68,11 +71,12 @@ def read(kind: str, body: bytes, most_tokens: int) -> Ask:
     form = _field(fields, "response_format", dict, {}).get("type", "text")
     if form != "text":
         raise UserError(f"response_format: must be of type text, got {form!r}")
+    options = _field(fields, "stream_options", dict, {})
     asked = fields.get("max_completion_tokens") or fields.get("max_tokens")
     tokens = _field({"max_tokens": asked}, "max_tokens", int, most_tokens)
     if not 1 <= tokens <= most_tokens:
         raise UserError(f"max_tokens: must be from 1 to {most_tokens}, got {tokens}")
-    return Ask(
+    return Completion(
         kind=kind,
         model=_field(fields, "model", str, ""),
         prompt=_messages(fields) if kind == "chat.completion" else _prompt(fields),
@@ -86,7 +90,8 @@ def read(kind: str, body: bytes, most_tokens: int) -> Ask:
         fitting=asked is None,
         stop=_stop(fields),
         stream=_field(fields, "stream", bool, False),
-        usage=bool(_field(fields, "stream_options", dict, {}).get("include_usage")),
+        usage=bool(options.get("include_usage")),
+        running_usage=bool(options.get("continuous_usage_stats")),
     )
 
 
@@ -110,7 +115,8 @@ def _messages(fields: Mapping[str, Any]) -> list[Turn]:
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(role, str) or role not in ROLES:
             raise UserError(f"messages[{number}]: role must be one of {', '.join(ROLES)}, got {role!r}")
-        turns.append(Turn(ROLES[role], _content(message.get("content"), number)))
+        content = _content(message.get("content"), number)
+        turns.append(Turn("user", *alpaca.parse(content)) if ROLES[role] == "user" else Turn(ROLES[role], content))
     if turns[-1].role != "user":
         raise UserError("messages: the last one must be the user's")
     return turns
@@ -144,7 +150,7 @@ def _stop(fields: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(texts)
 
 
-class Stopped:
+class StopFilter:
     """An answer's text up to the first of the `stop` texts, as pieces of it come."""
 
     def __init__(self, stop: Sequence[str]) -> None:
@@ -171,34 +177,33 @@ def _overlap(text: str, stop: str) -> int:
 class Reply:
     """The JSON of one answer: all at once, or in chunks."""
 
-    def __init__(self, ask: Ask) -> None:
-        chat = ask.kind == "chat.completion"
-        self._chat = chat
-        self._kind = f"{ask.kind}.chunk" if chat and ask.stream else ask.kind
+    def __init__(self, asked: Completion) -> None:
+        self._chat = asked.kind == "chat.completion"
+        self._running_usage = asked.running_usage
         self._head = {
-            "id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
-            "object": self._kind,
+            "id": f"{'chatcmpl' if self._chat else 'cmpl'}-{secrets.token_hex(12)}",
+            "object": f"{asked.kind}.chunk" if self._chat and asked.stream else asked.kind,
             "created": int(time.time()),
-            "model": ask.model,
+            "model": asked.model,
         }
 
     def whole(self, text: str, reason: str, last: Piece) -> dict[str, Any]:
         """The answer in full."""
         said = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
-        return self._with([{"index": 0, **said, "logprobs": None, "finish_reason": reason}]) | {"usage": usage(last)}
+        return self._choice(said, reason) | {"usage": usage(last)}
 
-    def chunk(self, text: str, reason: str | None, *, first: bool) -> dict[str, Any]:
-        """A piece of the answer."""
-        role = {"role": "assistant"} if first else {}
-        said = {"delta": role | ({"content": text} if text or first else {})} if self._chat else {"text": text}
-        return self._with([{"index": 0, **said, "logprobs": None, "finish_reason": reason}])
+    def chunk(self, text: str, reason: str | None, piece: Piece, *, first: bool = False) -> dict[str, Any]:
+        """The `text` that `piece` added to the answer."""
+        delta = ({"role": "assistant"} if first else {}) | ({"content": text} if text or first else {})
+        chunk = self._choice({"delta": delta} if self._chat else {"text": text}, reason)
+        return chunk | {"usage": usage(piece)} if self._running_usage else chunk
 
     def counts(self, last: Piece) -> dict[str, Any]:
-        """The chunk that ends a stream which was asked for its counts."""
-        return self._with([]) | {"usage": usage(last)}
+        """The last chunk of a stream that was asked for its counts."""
+        return self._head | {"choices": [], "usage": usage(last)}
 
-    def _with(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**self._head, "choices": choices}
+    def _choice(self, said: dict[str, Any], reason: str | None) -> dict[str, Any]:
+        return self._head | {"choices": [{"index": 0, **said, "logprobs": None, "finish_reason": reason}]}
 
 
 def usage(last: Piece) -> dict[str, int]:
@@ -210,7 +215,7 @@ def usage(last: Piece) -> dict[str, int]:
     }
 
 
-def refusal(message: str, status: int) -> dict[str, Any]:
+def error(message: str, status: int) -> dict[str, Any]:
     """The body of an error."""
     kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error"}
     return {

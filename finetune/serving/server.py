@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
@@ -21,24 +21,21 @@ from finetune import crash_report
 from finetune.errors import UserError
 from finetune.serving import openai_api
 from finetune.serving.answer_stream import Piece
-from finetune.serving.openai_api import Ask, Reply, Stopped
+from finetune.serving.openai_api import Completion, Reply, StopFilter
 from finetune.serving.worker import Full, Worker
 
 LARGEST_BODY = 1_000_000
 """Bytes of a request; a prompt that fills a model's positions takes far less."""
 
-
-@dataclass(frozen=True)
-class Refused(Exception):
-    """A request that is answered by an error of this status."""
-
-    message: str
-    status: int
+Handler = Callable[[Request], Awaitable[Response]]
 
 
-def app(worker: Worker, key: str | None, most_tokens: int) -> Starlette:
-    """What answers HTTP. With a `key` each request under /v1 must bear it; without one only those to this machine's own
-    names are answered, which keeps the pages of other sites out. Answers have at most `most_tokens` tokens."""
+def app(worker: Worker, key: str | None, most_tokens: int, page: Sequence[Route] = ()) -> Starlette:
+    """The app that answers HTTP: the API, and the routes of the `page`.
+
+    With a `key` each request under /v1 must carry it. Without one only requests to this machine's own names are answered,
+    which keeps the pages of other sites out. An answer has at most `most_tokens` tokens.
+    """
 
     async def models(request: Request) -> Response:
         return JSONResponse(openai_api.listing(worker.names))
@@ -46,96 +43,94 @@ def app(worker: Worker, key: str | None, most_tokens: int) -> Starlette:
     async def one_model(request: Request) -> Response:
         return JSONResponse(openai_api.model(_known(worker, request.path_params["name"])))
 
-    async def completions(request: Request, kind: str) -> Response:
-        ask = openai_api.read(kind, await _body(request), most_tokens)
-        _known(worker, ask.model)
-        return await (_stream if ask.stream else _whole)(worker, ask, request)
+    def completions(kind: str) -> Handler:
+        async def answer(request: Request) -> Response:
+            asked = openai_api.read(kind, await json_body(request), most_tokens)
+            _known(worker, asked.model)
+            return await (_stream if asked.stream else _whole)(worker, asked, request)
 
-    async def chat(request: Request) -> Response:
-        return await completions(request, "chat.completion")
-
-    async def text(request: Request) -> Response:
-        return await completions(request, "text_completion")
+        return answer
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     routes = [
-        Route("/v1/models", _guarded(models, key)),
-        Route("/v1/models/{name:path}", _guarded(one_model, key)),
-        Route("/v1/chat/completions", _guarded(chat, key), methods=["POST"]),
-        Route("/v1/completions", _guarded(text, key), methods=["POST"]),
+        Route("/v1/models", guarded(models, key)),
+        Route("/v1/models/{name:path}", guarded(one_model, key)),
+        Route("/v1/chat/completions", guarded(completions("chat.completion"), key), methods=["POST"]),
+        Route("/v1/completions", guarded(completions("text_completion"), key), methods=["POST"]),
         Route("/health", health),
+        *page,
     ]
     own_names = [] if key else [Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])]
     return Starlette(routes=routes, middleware=own_names)
 
 
-def _guarded(
-    answer: Callable[[Request], Awaitable[Response]], key: str | None
-) -> Callable[[Request], Awaitable[Response]]:
-    """`answer`, for those who have the key, its errors as the API has them."""
+def guarded(answer: Handler, key: str | None) -> Handler:
+    """`answer` for clients that send the key, with every error as JSON in the API's form."""
 
-    async def guarded(request: Request) -> Response:
+    async def guard(request: Request) -> Response:
         try:
             given = request.headers.get("authorization", "").removeprefix("Bearer ")
-            if key and not hmac.compare_digest(given.encode(), key.encode()):
-                raise Refused("the key is missing or wrong; send it as 'Authorization: Bearer KEY'", 401)
+            if key and not hmac.compare_digest(given.encode("latin-1"), key.encode()):  # as HTTP's headers are decoded
+                raise HTTPException(401, "the key is missing or wrong; send it as 'Authorization: Bearer KEY'")
             return await answer(request)
-        except Refused as refused:
-            return _error(refused.message, refused.status)
-        except Full as full:
-            return _error(str(full), 429)
+        except HTTPException as error:
+            return _error(error.detail, error.status_code)
+        except Full as error:
+            return _error(str(error), 429)
         except UserError as error:
             return _error(str(error), 400)
         except Exception as error:
             return _error(crash_report.write(error), 500)
 
-    return guarded
+    return guard
 
 
 def _error(message: str, status: int) -> Response:
     # After a body that is too large the rest isn't read, so that no further request can follow it.
     headers = {429: {"Retry-After": "1"}, 413: {"Connection": "close"}}.get(status, {})
-    return JSONResponse(openai_api.refusal(message, status), status, headers)
+    return JSONResponse(openai_api.error(message, status), status, headers)
 
 
 def _known(worker: Worker, name: str) -> str:
     if name not in worker.names:
-        raise Refused(f"model: {name!r} isn't served here; there are {', '.join(worker.names)}", 404)
+        raise HTTPException(404, f"model: {name!r} isn't served here; there are {', '.join(worker.names)}")
     return name
 
 
-async def _body(request: Request) -> bytes:
-    """The request's body. Refuses what is too large before all of it has come, and what a page of another site could send
-    without asking first."""
+async def json_body(request: Request) -> bytes:
+    """The request's body, which says that it is JSON. Raises HTTPException, before all of it has come, if it is too large.
+
+    A page of another site can't send JSON without asking this server first, which doesn't allow it.
+    """
     if request.headers.get("content-type", "").split(";")[0].strip() != "application/json":
-        raise Refused("send JSON, with 'Content-Type: application/json'", 415)
+        raise HTTPException(415, "send JSON, with 'Content-Type: application/json'")
     body = b""
     async for part in request.stream():
         body += part
         if len(body) > LARGEST_BODY:
-            raise Refused(f"the body is larger than {LARGEST_BODY} bytes", 413)
+            raise HTTPException(413, f"the body is larger than {LARGEST_BODY} bytes")
     return body
 
 
-async def _told(worker: Worker, ask: Ask) -> AsyncGenerator[tuple[str, str | None, Piece], None]:
-    """(text, why the answer ended or None, piece), up to one of the texts that shall end it."""
-    stopped = Stopped(ask.stop)
-    pieces = worker.stream(ask.model, ask.prompt, ask.sampling, ask.max_new_tokens, fitting=ask.fitting)
+async def _answer(worker: Worker, asked: Completion) -> AsyncGenerator[tuple[str, str | None, Piece], None]:
+    """(text, why the answer ended or None, piece), up to the first of the request's stop texts."""
+    stop = StopFilter(asked.stop)
+    pieces = worker.stream(asked.model, asked.prompt, asked.sampling, asked.max_new_tokens, fitting=asked.fitting)
     async with aclosing(pieces):
         async for piece in pieces:
-            text = stopped.add(piece.text, last=piece.reason is not None)
-            reason = "stop" if stopped.found else piece.reason
+            text = stop.add(piece.text, last=piece.reason is not None)
+            reason = "stop" if stop.found else piece.reason
             yield text, reason, piece
             if reason:
                 return
 
 
-async def _whole(worker: Worker, ask: Ask, request: Request) -> Response:
-    """The answer in full; the work on it ends when the client hangs up."""
-    answering = asyncio.create_task(_gathered(worker, ask))
-    leaving = asyncio.create_task(_hung_up(request))
+async def _whole(worker: Worker, asked: Completion, request: Request) -> Response:
+    """The answer in one response; the work on it ends when the client disconnects."""
+    answering = asyncio.create_task(_gathered(worker, asked))
+    leaving = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
         return JSONResponse(answering.result()) if answering.done() else Response(status_code=499)
@@ -145,38 +140,39 @@ async def _whole(worker: Worker, ask: Ask, request: Request) -> Response:
         await asyncio.gather(answering, leaving, return_exceptions=True)
 
 
-async def _gathered(worker: Worker, ask: Ask) -> dict[str, Any]:
-    async with aclosing(_told(worker, ask)) as told:
-        parts = [part async for part in told]
+async def _gathered(worker: Worker, asked: Completion) -> dict[str, Any]:
+    async with aclosing(_answer(worker, asked)) as answer:
+        parts = [part async for part in answer]
     *_, (_, reason, last) = parts
-    return Reply(ask).whole("".join(text for text, _, _ in parts), reason or "length", last)
+    return Reply(asked).whole("".join(text for text, _, _ in parts), reason or "length", last)
 
 
-async def _hung_up(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-async def _stream(worker: Worker, ask: Ask, request: Request) -> Response:
-    told = _told(worker, ask)
+async def _stream(worker: Worker, asked: Completion, request: Request) -> Response:
+    """The answer as server-sent events."""
+    answer = _answer(worker, asked)
     # Before the response starts, so that a refusal has a status of its own.
-    first = await anext(told)
+    text, reason, last = await anext(answer)
+    reply = Reply(asked)
 
     async def events() -> AsyncIterator[str]:
-        reply = Reply(ask)
-        async with aclosing(told):
+        nonlocal last
+        async with aclosing(answer):
             try:
-                text, reason, last = first
-                yield _event(reply.chunk(text, reason, first=True))
-                async for text, reason, piece in told:
-                    last = piece
-                    if text or reason:
-                        yield _event(reply.chunk(text, reason, first=False))
-                if ask.usage:
+                yield _event(reply.chunk(text, reason, last, first=True))
+                async for more, why, last in answer:
+                    if more or why:
+                        yield _event(reply.chunk(more, why, last))
+                if asked.usage:
                     yield _event(reply.counts(last))
                 yield "data: [DONE]\n\n"
-            except UserError as error:
-                yield _event(openai_api.refusal(str(error), 500))
+            except Exception as error:
+                sentence = str(error) if isinstance(error, UserError) else crash_report.write(error)
+                yield _event(openai_api.error(sentence, 500))
 
     return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 

@@ -51,17 +51,9 @@ class Worker:
         """Of all models."""
         return self._models.names
 
-    def method(self, name: str) -> str | None:
-        """Key of `METHODS`; None for the untouched base. Raises UserError if there is none of this name."""
-        return self._models[name].method
-
-    def answers_file(self, name: str) -> str:
-        """Whose recorded answers are this model's own: tuned, base or base-4bit."""
-        return self._models[name].answers_file
-
-    def memory_gb(self, name: str) -> float:
-        """What this model takes beside what it shares with others. Raises UserError if there is none of this name."""
-        return self._models[name].gigabytes
+    def __getitem__(self, name: str) -> Served:
+        """The model called `name`. Raises UserError if there is none."""
+        return self._models[name]
 
     async def add(self, name: str) -> None:
         """Load a further model. Raises UserError as `Models.add` does."""

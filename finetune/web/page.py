@@ -1,85 +1,76 @@
-"""The page: which models, and under it the tabs to ask them and to read their test answers."""
+"""The page at /: one static file, and two JSON routes for what OpenAI's API has no words for."""
 
 import asyncio
+import hashlib
+import json
+import re
+from base64 import b64encode
+from pathlib import Path
 
-from nicegui import ui
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
 
-from finetune.errors import UserError
+from finetune.methods import BASE, METHODS
+from finetune.serving.server import guarded, json_body
 from finetune.serving.worker import Worker
-from finetune.web.answers import Answers
-from finetune.web.ask import Ask
-from finetune.web.question import question
-from finetune.web.recorded import Example, Recorded
+from finetune.web import recorded
 
-MOST = 4
-"""Models side by side."""
+_FILE = Path(__file__).with_name("page.html")
 
 
-class Page:
-    """One visitor's page. Nothing of it is shared but the worker and the recorded answers."""
+def routes(worker: Worker, key: str | None, most_tokens: int) -> list[Route]:
+    """The routes to add to the API's app. The page holds no secret; with a `key` it asks for that, and sends it along."""
+    html = _FILE.read_text(encoding="utf-8")
+    headers = {
+        "Content-Security-Policy": _policy(html),
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
 
-    def __init__(self, worker: Worker, most_tokens: int, recorded: Recorded) -> None:
-        self._worker = worker
-        names = list(worker.names)
-        with ui.element("div").classes("ft-sheet"):
-            ui.label("Fine-tuned models side by side").props("role=heading aria-level=1").classes("ft-title")
-            with ui.element("div").classes("ft-choice"):
-                self._models = ui.select(
-                    names, value=names[:2], multiple=True, label=f"Models (1 to {MOST})", on_change=self._choose
-                )
-                self._models.props(f"outlined use-chips max-values={MOST}").classes("ft-models")
-                self._name = ui.input("Add an experiment").props("outlined").on("keydown.enter", self._add)
-                self._add_button = ui.button("Add", icon="add", on_click=self._add).props("outline no-caps")
-                self._differences = ui.switch("Show differences", on_change=self._compare)
-            self._legend = ui.html(
-                "Against the first model: <ins>only here</ins>, <del>only in the first</del>.", tag="p"
-            ).classes("ft-figures")
-            self._legend.bind_visibility_from(self._differences, "value")
-            with ui.tabs().props("align=left no-caps") as self._tabs:
-                live, tests = ui.tab("Ask"), ui.tab("Test answers")
-            with ui.tab_panels(self._tabs, value=live, animated=False, keep_alive=True).classes("ft-panels"):
-                with ui.tab_panel(live):
-                    self._ask = Ask(worker, most_tokens, self._chosen, self._marking)
-                with ui.tab_panel(tests):
-                    self._answers = Answers(worker, recorded, self._chosen, self._marking, self._ask_live)
-        self._tabs.on_value_change(self._choose)
+    async def page(request: Request) -> Response:
+        return HTMLResponse(html, headers=headers)
 
-    def _chosen(self) -> list[str]:
-        """In the order in which they were chosen: the first is what the others are compared with."""
-        return list(self._models.value)
+    async def models(request: Request) -> Response:
+        if request.method == "POST":
+            await worker.add(await _name(request))
+        return JSONResponse({"models": [_shown(worker, name) for name in worker.names], "most_tokens": most_tokens})
 
-    def _marking(self) -> bool:
-        return bool(self._differences.value)
+    async def answers(request: Request) -> Response:
+        served = worker[request.query_params.get("model", "")]
+        return JSONResponse({"rows": await asyncio.to_thread(recorded.rows, served.name, served.answers_file)})
 
-    def _compare(self) -> None:
-        self._ask.compare()
-        self._answers.show()
+    return [
+        Route("/", page),
+        Route("/page/models", guarded(models, key), methods=["GET", "POST"]),
+        Route("/page/answers", guarded(answers, key)),
+    ]
 
-    async def _choose(self) -> None:
-        if self._tabs.value == "Test answers":
-            await self._answers.load()
 
-    async def _add(self) -> None:
-        name = (self._name.value or "").strip()
-        if not name:
-            ui.notify("Give the name of an experiment; `dvc exp list --all-commits` lists them.", type="warning")
-            return
-        self._add_button.props("loading")
-        try:
-            await self._worker.add(name)
-        except UserError as error:
-            ui.notify(str(error), type="warning")
-        else:
-            self._name.value = ""
-            self._models.set_options(list(self._worker.names), value=[*self._chosen(), name][-MOST:])
-        finally:
-            self._add_button.props(remove="loading")
+def _policy(html: str) -> str:
+    """Nothing runs or looks but the file's own script and style, and the script asks this server alone."""
+    own = {
+        kind: f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+        for kind, text in re.findall(r"<(script|style)>(.*?)</\1>", html, re.DOTALL)
+    }
+    return (
+        f"default-src 'none'; script-src {own['script']}; style-src {own['style']}; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+    )
 
-    async def _ask_live(self, example: Example) -> None:
-        try:
-            turn = await asyncio.to_thread(question, example.record, example.reference)
-        except UserError as error:
-            ui.notify(str(error), type="warning")
-            return
-        self._ask.fill_in(turn)
-        self._tabs.value = "Ask"
+
+async def _name(request: Request) -> str:
+    try:
+        name = json.loads(await json_body(request))["name"]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        name = None
+    if not isinstance(name, str) or not name.strip():
+        raise HTTPException(400, "name: must be the name of a checkpoint")
+    return name
+
+
+def _shown(worker: Worker, name: str) -> dict[str, str | float]:
+    served = worker[name]
+    look = METHODS[served.method] if served.method else BASE
+    return {"name": name, "label": look.label, "color": look.color, "memory_gb": served.gigabytes}

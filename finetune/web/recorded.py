@@ -1,59 +1,43 @@
-"""The recorded answers to the test prompts, side by side."""
+"""Each model's recorded answers to the test prompts, with the question behind each prompt."""
 
-import asyncio
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import threading
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+from finetune import params, places
+from finetune.data.forms import Turn
+from finetune.data.records import Record, Spool, read_records
 from finetune.errors import UserError
 from finetune.experiments import revisions, runs
 from finetune.registry.checkpoints import WORKSPACE, commit_of
 
-
-@dataclass(frozen=True)
-class Answer:
-    """One model's answer to a test prompt."""
-
-    text: str
-    rouge_l: float
-    """0 to 100."""
-    loss: float
-    """Of the reference, in nats a token."""
+_DVC = threading.Lock()
+"""DVC's repository objects are not made for several threads."""
 
 
-@dataclass
-class Example:
-    """A test prompt, its reference, and each model's answer by the model's name."""
+def rows(name: str, file: str) -> list[dict[str, Any]]:
+    """The answers of the model `name`, which the predictions `file` holds (`Served.answers_file`), as the page shows them.
 
-    record: str
-    """File and index in the data source."""
-    prompt: str
-    reference: str
-    answers: dict[str, Answer] = field(default_factory=dict)
-
-    def holds(self, words: str) -> bool:
-        """Whether `words` stand in it somewhere, in small letters or large."""
-        texts = [self.record, self.prompt, self.reference, *(answer.text for answer in self.answers.values())]
-        return any(words.casefold() in text.casefold() for text in texts)
+    Each has its record's position ('alpaca.json[17]'), the prompt, the reference, the prediction, its ROUGE-L (0 to 100),
+    the loss of the reference (nats per token), and the question that the prompt was made from, or the error why it isn't
+    known. They are read once in the life of the process. Raises UserError if the model has none.
+    """
+    with _DVC:
+        return _rows(name, file)
 
 
-class Recorded:
-    """Reads each model's recorded answers once."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, list[dict]] = {}
-        self._one_at_a_time = asyncio.Lock()
-
-    async def rows(self, name: str, file: str) -> list[dict]:
-        """The rows of a model's predictions, which `file` holds (`Served.answers_file`). Raises UserError if it has none."""
-        async with self._one_at_a_time:
-            if name not in self._rows:
-                self._rows[name] = await asyncio.to_thread(_read, name, file)
-            return self._rows[name]
+@lru_cache(maxsize=32)
+def _rows(name: str, file: str) -> list[dict[str, Any]]:
+    kept = ("record", "prompt", "reference", "prediction", "rouge_l")
+    return [
+        {key: row[key] for key in kept}
+        | {"loss": row["nats"] / row["tokens"], "question": _question_or_error(row["record"], row["reference"])}
+        for row in _answers(name, file)
+    ]
 
 
-def _read(name: str, file: str) -> list[dict]:
+def _answers(name: str, file: str) -> list[dict]:
     if name == WORKSPACE or file != "tuned":
         return runs.answers(WORKSPACE, None, file)
     if Path(name).is_dir():
@@ -63,22 +47,31 @@ def _read(name: str, file: str) -> list[dict]:
     return runs.answers(name, commit)
 
 
-def examples(rows: dict[str, list[dict]]) -> list[Example]:
-    """The test prompts of all models in the records' order. Models with unlike test sets share the records of both."""
-    found: dict[tuple[str, str], Example] = {}
-    for name, answered in rows.items():
-        for row in answered:
-            key = (row["record"], row["reference"])
-            example = found.setdefault(key, Example(row["record"], row["prompt"], row["reference"]))
-            example.answers[name] = Answer(row["prediction"], row["rouge_l"], row["nats"] / row["tokens"])
-    return sorted(found.values(), key=lambda example: _natural(example.record))
+def _question_or_error(position: str, reference: str) -> dict[str, str]:
+    try:
+        turn = _question(position, reference)
+    except UserError as error:
+        return {"error": str(error)}
+    return {"text": turn.text, "input": turn.input}
 
 
-def matching(all_of_them: Iterable[Example], words: str) -> list[Example]:
-    """Those that hold `words`."""
-    return [example for example in all_of_them if example.holds(words.strip())]
+def _question(position: str, reference: str) -> Turn:
+    """The user's turn of the record at `position` in data/raw, whose answer starts as `reference` does.
+
+    Raises UserError if data/raw holds other data now, or the record is a longer conversation.
+    """
+    records, indices = _records()
+    record = records[indices[position]] if position in indices else None
+    if record is None or not record.turns[-1].text.strip().startswith(reference.strip()):
+        raise UserError(f"{position}: {places.RAW} holds other data than this run had; copy the prompt by hand")
+    asked = [turn for turn in record.turns[:-1] if turn.role != "system"]
+    if len(asked) > 1 or len(record.turns) > 2:
+        raise UserError(f"{position}: a conversation of several turns; the page asks single instructions")
+    return asked[0]
 
 
-def _natural(record: str) -> list[tuple[str, int]]:
-    """Sorts 'alpaca.json[9]' before 'alpaca.json[10]'."""
-    return [(words, int(number or 0)) for words, number in re.findall(r"(\D+)(\d*)|$", record)]
+@lru_cache(maxsize=1)
+def _records() -> tuple[Spool[Record], dict[str, int]]:
+    """The records of data/raw, and the index of the one at each position. Raises UserError if they can't be read."""
+    found = read_records(places.RAW, "drop", params.load().data.columns).good
+    return found, {record.position: index for index, record in enumerate(found)}

@@ -1,11 +1,11 @@
-"""Every kind of data file and every data fault, through stages/prepare.py."""
+"""Every kind of data file, and faults of single records, through stages/prepare.py; those of files are in faults."""
 
 import csv
 import json
 
 import pandas
 import pytest
-from helpers import drafts_in, files_in, refusal, stage, write_params
+from helpers import files_in, refusal, stage, write_params
 
 GOOD = {"instruction": "Say hello.", "input": "", "output": "Hello."}
 
@@ -100,34 +100,6 @@ def test_duplicates_are_dropped_whatever_their_white_space_and_answer(workspace,
     prepare()
     assert metrics(workspace)["dropped_duplicate"] == 2
     assert metrics(workspace)["records_kept"] == 48
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "sentence"),
-    [
-        ("a.json", b'[{"instruction": ]', "not valid JSON at line 1, column 18"),
-        (
-            "a.json",
-            b'{"instruction": "x", "output": "y"}',
-            "must hold a list of records, [{…}, {…}], got an object; write it as such a list, or one record a line",
-        ),
-        ("a.json", b"[]", "holds no usable record: the files are empty"),
-        ("a.json", b'[{"output": "x"}]', "holds no usable record: 1 missing_instruction"),
-        ("a.jsonl", b'{"instruction": "caf\xe9"}', "not UTF-8 text at byte 20"),
-        ("a.csv", b"question,answer\nx,y\n", "its first line names no column that is known"),
-        ("a.parquet", b"PAR1 no parquet", "not a Parquet file"),
-        ("a.txt", b"hello", "unknown kind of file; give one of .json, .jsonl, .csv, .tsv, .parquet"),
-    ],
-)
-def test_an_unreadable_file_gets_one_sentence(workspace, prepare_refuses, name, content, sentence):
-    (workspace / name).write_bytes(content)
-    message = prepare_refuses("--dataset", name)
-    assert name in message and sentence in message
-    assert not (workspace / "data/prepared").exists() and not drafts_in(workspace)
-
-
-def test_a_missing_place_is_named(workspace, prepare_refuses):
-    assert "nowhere.json" in prepare_refuses("--dataset", "nowhere.json")
 
 
 def test_too_few_records_to_split(workspace, prepare_refuses):

@@ -239,7 +239,6 @@ FAULTS = [
         "eval.max_new_tokens … 500 … 512 … lower … data.max_length",
         eval={"max_new_tokens": 500},
     ),
-    a_source("a source that is nowhere", "nowhere.json", "data.source … 'nowhere.json' … hub … alpaca-demo, alpaca"),
     a_source(
         "a folder without data",
         "empty",

@@ -35,7 +35,7 @@ def test_a_command_runs_without_a_network(clone, log, told):
 
 
 def test_the_server_starts_without_a_network(clone, log):
-    pytest.importorskip("nicegui", reason="nicegui is not installed")
+    pytest.importorskip("starlette", reason="starlette is not installed")
     serve = [*offline.namespace(), sys.executable, "-m", "finetune.commands.main", "serve", "--port", "0"]
     environment = os.environ | offline.guarded(log)
     with subprocess.Popen(serve, cwd=clone, env=environment, stdout=subprocess.PIPE, text=True) as process:

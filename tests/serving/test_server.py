@@ -16,7 +16,7 @@ import openai
 import pytest
 from helpers import ROOT, command
 
-from finetune.serving.openai_api import Stopped
+from finetune.serving.openai_api import StopFilter
 
 SERVE = (sys.executable, "-m", "finetune.commands.main", "serve", "--port", "0")
 ASKED = [{"role": "user", "content": "Name the moon."}]
@@ -57,10 +57,8 @@ def alone(trained) -> dict[str, str]:
     return {name: chat(trained, name) for name in ("workspace", "other", "base")}
 
 
-def chat(folder, name: str) -> str:
-    told = command(
-        *SERVE[:3], "chat", "--prompt", ASKED[0]["content"], "--ckpt", name, cwd=folder, PYTHONPATH=str(ROOT)
-    )
+def chat(folder, name: str, prompt: str = ASKED[0]["content"]) -> str:
+    told = command(*SERVE[:3], "chat", "--prompt", prompt, "--ckpt", name, cwd=folder, PYTHONPATH=str(ROOT))
     return told.stdout.strip()
 
 
@@ -100,6 +98,19 @@ def test_an_answer_streams(client, alone):
     assert "".join(texts) == alone["workspace"] and len(list(filter(None, texts))) > 1
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] in ("stop", "length")
     assert chunks[-1].usage.completion_tokens <= 8
+    running = client.chat.completions.create(
+        model="workspace", **GREEDY, stream=True, stream_options={"continuous_usage_stats": True}
+    )
+    counts = [chunk.usage.completion_tokens for chunk in running]
+    assert counts == sorted(counts) and counts[0] == 1 and counts[-1] == chunks[-1].usage.completion_tokens
+
+
+def test_a_message_with_alpacas_headings_makes_the_prompt_that_the_chat_makes(trained, client):
+    content = "### Instruction:\nName the moon.\n\n### Input:\nAt night."
+    done = client.chat.completions.create(
+        model="workspace", **GREEDY | {"messages": [{"role": "user", "content": content}]}
+    )
+    assert done.choices[0].message.content == chat(trained, "workspace", content)
 
 
 def test_text_is_completed_as_it_is(client):
@@ -269,7 +280,7 @@ def test_an_open_server_isnt_started_without_a_key_nor_on_a_port_in_use(trained)
 @pytest.mark.parametrize("text", ["aaabaa", "xaby", "ba", "aa", ""])
 def test_a_stop_text_may_lie_across_pieces(text, stop):
     ends = [text.find(one) for one in stop if one in text]
-    stopped, told = Stopped(stop), ""
+    stopped, told = StopFilter(stop), ""
     for index in range(len(text) + 1):
         told += stopped.add(text[index : index + 1], last=index == len(text))
         if stopped.found:

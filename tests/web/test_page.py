@@ -3,22 +3,23 @@
 import re
 import time
 
+import httpx
 import pytest
 
-pytest.importorskip("nicegui", reason="nicegui is not installed")
+pytest.importorskip("starlette", reason="starlette is not installed")
+
+
+def box(page, name: str):
+    return page.get_by_role("group").locator(f"input[value='{name}']")
 
 
 def choose(page, *names: str) -> None:
-    """Have `names` chosen, and nothing else."""
-    models = page.get_by_role("combobox", name="Models")
-    models.click()
-    for name in page.get_by_role("option").all_inner_texts():
-        option = page.get_by_role("option", name=name, exact=True)
-        if (option.get_attribute("aria-selected") == "true") != (name in names):
-            option.click()
-            # The server gives the choice back; a click before that is of the choice as it was.
-            page.get_by_role("option", name=name, exact=True, selected=name in names).wait_for()
-    models.press("Escape")
+    """Have `names` chosen, in this order, and nothing else."""
+    box(page, "workspace").wait_for()
+    for one in page.get_by_role("checkbox").all():
+        one.uncheck()
+    for name in names:
+        box(page, name).check()
 
 
 def ask(page, instruction: str) -> None:
@@ -60,8 +61,8 @@ def test_two_users_at_once_see_their_own_answers_stream(server, visit):
     ended(first, "Name the sun")
     whole = column(first, "models/mine").inner_text()
     assert whole.count("word") == 253 and "256 tokens" in whole and "cut: as many tokens as were allowed" in whole
-    figures = "13 tokens · 100.0 tokens/s · first after 0.01 s · 0.269 GB held"
-    assert figures in column(first, "workspace").inner_text()
+    figures = r"13 tokens · \d+\.\d tokens/s · first after \d\.\d\d s · 0\.269 GB held"
+    assert re.search(figures, column(first, "workspace").inner_text())
 
     closed = re.compile(r"closed Name a sea slowly after (\d+) words")
     for _ in range(200):
@@ -72,6 +73,25 @@ def test_two_users_at_once_see_their_own_answers_stream(server, visit):
     assert "Traceback" not in log.read_text()
 
 
+@pytest.mark.parametrize(
+    ("first", "text", "shown"),
+    [
+        ("the old moon", "the moon", "the <del>old</del> moon"),
+        ("the moon", "the\n\nnew moon!", "the\n\n<ins>new</ins> moon<ins>!</ins>"),
+        ("don't go", "do go", "<del>don't</del> <ins>do</ins> go"),
+        ("a b", "a  b", "a  b"),
+        ("", "<i>", "<ins>&lt;i&gt;</ins>"),
+        ("我喜欢茶。", "我喜欢咖啡。", "我喜欢<del>茶</del> <ins>咖啡</ins>。"),
+    ],
+)
+def test_words_that_differ_are_marked(server, chromium, first, text, shown):
+    page = chromium.new_page()
+    page.goto(server[0])
+    call = "([first, text]) => { const p = document.createElement('p'); p.append(marked(first, text)); return p.innerHTML }"
+    assert page.evaluate(call, [first, text]) == shown
+    page.close()
+
+
 def test_differences_are_marked_on_demand_and_answers_are_text(server, visit):
     page = visit(server[0], viewport={"width": 390, "height": 800}, color_scheme="dark")
     ask(page, "Name it")
@@ -80,12 +100,11 @@ def test_differences_are_marked_on_demand_and_answers_are_text(server, visit):
     assert "<b>round</b>" in first.inner_text()
     assert second.locator("ins, del").count() == 0
     page.get_by_role("switch", name="Show differences").click()
-    second.locator("ins").first.wait_for()
     assert second.locator("ins").all_inner_texts() == ["large", "circles"]
     assert second.locator("del").all_inner_texts() == ["<b>round</b>", "follows"]
     assert first.locator("ins, del").count() == 0
     page.get_by_role("switch", name="Show differences").click()
-    second.locator("ins").first.wait_for(state="detached")
+    assert second.locator("ins, del").count() == 0
     # On a phone columns lie below each other, and nothing sticks out.
     assert second.bounding_box()["y"] > first.bounding_box()["y"] + first.bounding_box()["height"]
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -94,6 +113,7 @@ def test_differences_are_marked_on_demand_and_answers_are_text(server, visit):
 def test_a_script_in_a_question_or_an_answer_is_never_run(server, visit):
     page = visit(server[0])
     attack = "<script>window.ran = 1</script><img src=x onerror='window.ran = 1'>&lt;b&gt;"
+    page.get_by_role("switch", name="Show differences").click()
     ask(page, attack)  # which the answer starts with
     ended(page, "script")
     assert attack in column(page, "workspace").inner_text()
@@ -101,37 +121,57 @@ def test_a_script_in_a_question_or_an_answer_is_never_run(server, visit):
     assert page.get_by_role("region").locator("script, img").count() == 0
 
 
+def test_the_policy_stops_what_is_not_the_files_own(server, visit):
+    address, _ = server
+    policy = httpx.get(address).headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
+    page = visit(address)
+    tried = """async () => {
+        const script = document.createElement('script');
+        try { document.body.innerHTML += '<img src=x onerror="window.ran = 1">' } catch { window.refused = 1 }
+        try { script.text = 'window.ran = 1'; document.body.append(script) } catch { window.refused += 1 }
+        return [window.ran, window.refused]
+    }"""
+    assert page.evaluate(tried) == [None, 2]
+
+
 def test_what_goes_wrong_is_said_in_a_sentence(server, visit):
-    address, log = server
+    address, _ = server
     page = visit(address)
     choose(page, "models/mine")
     page.get_by_role("button", name="Ask", exact=True).click()
-    page.get_by_text("Instruction: write what the models shall do").wait_for()
-    ask(page, "This is too long")
-    sentence = column(page, "models/mine").get_by_role("alert")
-    sentence.wait_for()
-    assert sentence.inner_text() == "the prompt has 900 tokens, and the model takes 512; shorten it"
+    page.get_by_text("Instruction: write what the models should do").wait_for()
+    for instruction, sentence, end in (
+        ("This is too long", "the prompt has 900 tokens, and the model takes 512; shorten it", "no answer"),
+        ("This is broken", "unexpected RuntimeError", "no answer"),
+        ("This breaks off", "the memory isn't enough for all requests at a time", "broke off"),
+    ):
+        ask(page, instruction)
+        column(page, "models/mine").get_by_role("alert").filter(has_text=sentence).wait_for()
+        column(page, "models/mine").get_by_text(end).wait_for()
 
-    ask(page, "This is broken")
-    column(page, "models/mine").get_by_text("The answer broke off; the server's log says why.").wait_for()
-    assert "RuntimeError: a fault" in log.read_text()
-    log.write_text("")  # the next test looks for faults of its own
-
-    ask(page, "Go on")
+    ask(page, "Continue")
     streaming(page, "models/mine", "word")
     page.get_by_role("button", name="Stop").click()
-    ended(page, "Go on")
+    ended(page, "Continue")
     stopped = column(page, "models/mine").inner_text()
     assert "stopped" in stopped and 0 < stopped.count("word") < 250
 
-    page.get_by_role("button", name="Settings").click()
-    page.get_by_label("Temperature").fill("-1")
-    ask(page, "Go on")
-    page.get_by_text("Temperature: give a number from 0 to 5").wait_for()
-    page.get_by_label("Temperature").fill("0.7")
-    page.get_by_label("Max new tokens").fill("301")
-    ask(page, "Go on")
-    page.get_by_text("Max new tokens: the server allows 300, not 301").wait_for()
+    page.get_by_text("Settings").click()
+    for field, value, sentence in (
+        ("Temperature", "-1", "Temperature: give a number from 0 to 5"),
+        ("Top-k", "1.5", "Top-k: give a whole number from 0"),
+        ("Max new tokens", "301", "Max new tokens: give a whole number from 1 to 300"),
+    ):
+        before = page.get_by_label(field).input_value()
+        page.get_by_label(field).fill(value)
+        ask(page, "Continue")
+        page.get_by_role("alert").filter(has_text=sentence).wait_for()
+        page.get_by_label(field).fill(before)
+
+    choose(page)
+    ask(page, "Continue")
+    page.get_by_text("Models: choose at least one").wait_for()
 
 
 def test_an_experiment_can_be_added(server, visit):
@@ -142,13 +182,16 @@ def test_an_experiment_can_be_added(server, visit):
     page.get_by_text("lora-7: no such experiment or revision").wait_for()
     name.fill("lora-1")
     page.get_by_role("button", name="Add", exact=True).click()
-    page.get_by_role("button", name="Remove").nth(2).wait_for()
+    box(page, "lora-1").and_(page.locator(":checked")).wait_for()
     ask(page, "Who")
     ended(page, "Who")
     assert "Who: Added." in column(page, "lora-1").inner_text()
+    for body, status in ({"name": ""}, 400), ({}, 400), ([], 400):
+        assert httpx.post(f"{server[0]}/page/models", json=body).status_code == status
+    assert httpx.post(f"{server[0]}/page/models", content=b'{"name": "lora-1"}').status_code == 415
 
 
-def test_recorded_answers_stand_beside_prompts_references_and_scores(server, visit):
+def test_recorded_answers_are_shown_next_to_prompts_references_and_scores(server, visit):
     page = visit(server[0])
     choose(page, "workspace", "qlora-1", "models/mine")
     page.get_by_role("tab", name="Test answers").click()
@@ -163,14 +206,16 @@ def test_recorded_answers_stand_beside_prompts_references_and_scores(server, vis
     page.get_by_role("switch", name="Show differences").click()
     shown.nth(1).locator("ins", has_text="<b>bold</b>").wait_for()
 
-    page.get_by_role("button", name="3", exact=True).click()
+    for _ in range(2):
+        page.get_by_role("button", name="Next").click()
     page.get_by_text("21 to 25 of 25 test prompts").wait_for()
     page.get_by_label("Search").fill("LIST OLD SHIPS")
     page.get_by_text("1 to 1 of 1 test prompts").wait_for()
     shown.get_by_role("button", name="Ask it live").click()
-    page.get_by_role("button", name="Ask", exact=True).wait_for()
     assert page.get_by_label("Instruction").input_value() == "List old ships."
     assert page.get_by_label("Input").input_value() == "Think of old ships at night."
+    page.get_by_role("button", name="Ask", exact=True).click()
+    ended(page, "List old ships.\n\nThink of old ships at night.: ")
 
 
 def test_a_key_is_asked_for(locked_server, visit):
@@ -180,14 +225,18 @@ def test_a_key_is_asked_for(locked_server, visit):
     field.fill("a-kez")
     field.press("Enter")
     page.get_by_text("This is not the key that the server was started with").wait_for()
-    assert page.get_by_label("Instruction").count() == 0
-    field.fill("a-key")
+    assert not page.get_by_label("Instruction").is_visible()
+    field.fill("a-kéy")
     page.get_by_role("button", name="Open").click()
     page.get_by_label("Instruction").wait_for()
     page.reload()
     page.get_by_label("Instruction").wait_for()
+    ask(page, "Name it")
+    ended(page, "Name it")
 
-    by_address = visit(f"{address}/?key=a-key")
+    by_address = visit(f"{address}/?key=a-kéy")
     by_address.get_by_label("Instruction").wait_for()
     by_address.wait_for_url(f"{address}/")
     visit(address).get_by_label("Key").wait_for()
+    for path in ("models", "answers?model=workspace"):
+        assert httpx.get(f"{address}/page/{path}").status_code == 401

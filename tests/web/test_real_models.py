@@ -8,7 +8,7 @@ import sys
 import pytest
 from helpers import ROOT
 
-pytest.importorskip("nicegui", reason="nicegui is not installed")
+pytest.importorskip("starlette", reason="starlette is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def address(trained):
 
 def test_models_answer_side_by_side(address, visit):
     page = visit(address)
-    page.get_by_role("button", name="Settings").click()
+    page.get_by_text("Settings").click()
     page.get_by_label("Max new tokens").fill("8")
     page.get_by_label("Instruction").fill("Name the moon.")
     page.get_by_role("button", name="Ask", exact=True).click()
