@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from finetune.comparison import contenders, html_report, tables
     from finetune.comparison.compare import compare
-    from finetune.comparison.summary import summary
+    from finetune.comparison.tables import summary
     from finetune.experiments import runs
 
     compared = contenders.group(runs.find(args.experiments) if args.experiments else [runs.workspace()])
@@ -42,9 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def publish(data: dict) -> None:
     """Write what the repository says of a comparison: its figures, the documents' tables, the front page's picture."""
-    from finetune.comparison.picture import picture
-    from finetune.comparison.summary import summary
-    from finetune.comparison.tables import report
+    from finetune.comparison.charts import picture
+    from finetune.comparison.tables import report, summary
 
     files.write_json(places.RESULTS / "comparison.json", data)
     generated.put("comparison", report(data))
