@@ -108,9 +108,10 @@ def memory_of(one: Configuration, folder: Path) -> dict[str, float]:
 
 def planned(one: Configuration) -> dict[str, float]:
     """The peak that the planner foretells, from the configuration's params and its records' lengths."""
-    from finetune.planner.passes import Records
+    from finetune.planner.records import TrainingRecords
 
-    return {"planned_gb": planned_peak(config_of(one), params_of(one), Records(tuple(one.lengths), 1 - PROMPT, True))}
+    records = TrainingRecords(tuple(one.lengths), 1 - PROMPT, known=True)
+    return {"planned_gb": planned_peak(config_of(one), params_of(one), records)}
 
 
 def params_of(one: Configuration) -> params.Params:
@@ -121,28 +122,27 @@ def params_of(one: Configuration) -> params.Params:
         return params.load(path=Path(file.name))
 
 
-def planned_peak(config: Any, p: params.Params, data: Any) -> float:
-    """In GB."""
+def planned_peak(config: Any, p: params.Params, records: Any) -> float:
+    """The planned peak in GB."""
     from finetune.planner.devices import here
-    from finetune.planner.parts import parts
-    from finetune.planner.passes import largest
-    from finetune.planner.plan import sizes_of
+    from finetune.planner.memory import model_sizes, parts_at_peak
+    from finetune.planner.records import largest_micro_batch
 
-    sizes = sizes_of(config, METHODS[p.method], p, here())
-    return round(parts(sizes, p.train, largest(data, p.train)).total / 1e9, 3)
+    sizes = model_sizes(config, METHODS[p.method], p, here())
+    return round(parts_at_peak(sizes, p.train, largest_micro_batch(records, p.train)).total / 1e9, 3)
 
 
 def of_default_runs() -> dict[str, dict[str, float]]:
     """What the committed runs of the race took, planned from the prepared data: the shipped model whole, by params.yaml."""
     from finetune.models.base import Base
-    from finetune.planner.passes import records
+    from finetune.planner.records import planned_records
 
     p, race = params.load(), files.read_json(places.RESULTS / "comparison.json")
-    data, config = records(p, places.PREPARED), Base(places.BASE).config
+    records, config = planned_records(p, places.PREPARED), Base(places.BASE).config
     return {
         name: {
             "measured_gb": one["costs"]["peak_device_gb"]["median"],
-            "planned_gb": planned_peak(config, replace(p, method=one["method"]), data),
+            "planned_gb": planned_peak(config, replace(p, method=one["method"]), records),
         }
         for name, one in race["contenders"].items()
     }
@@ -151,15 +151,14 @@ def of_default_runs() -> dict[str, dict[str, float]]:
 def time_of(one: Configuration, folder: Path) -> dict[str, float]:
     """Seconds of an epoch over records of the prepared data: as the train stage measures them, and as planned."""
     from finetune import device
-    from finetune.planner import clock
-    from finetune.planner.passes import records
+    from finetune.planner.epoch_time import epoch_seconds
+    from finetune.planner.records import planned_records
 
     found = measure(one, folder, records=RECORDS)
     p = params_of(one)
-    seconds = clock.measured(
-        config_of(one), METHODS[one.method], p, records(p, folder / places.PREPARED), device.compute_dtype()
-    )
-    return {"measured_seconds": found["epoch_seconds"], "planned_seconds": round(seconds.likely, 1)}
+    records = planned_records(p, folder / places.PREPARED)
+    seconds = epoch_seconds(config_of(one), METHODS[one.method], p, records, device.compute_dtype())
+    return {"measured_seconds": found["epoch_seconds"], "planned_seconds": round(seconds, 1)}
 
 
 def markdown(results: dict) -> str:

@@ -44,7 +44,7 @@ def _train(args: Namespace, p: params.Params, out: places.Places, group: Group) 
     """The share of this process, which writes if it is the first of `group`."""
     from finetune import device
     from finetune.costs.meter import Meter
-    from finetune.planner.announce import announce
+    from finetune.planner.report import announce
     from finetune.resume.identity import identity
     from finetune.resume.store import run_folder
 

@@ -15,9 +15,8 @@ from finetune import places, yaml_file
 from finetune.commands.experiments import PICTURES
 from finetune.commands.main import COMMANDS
 from finetune.comparison import generated
-from finetune.comparison.picture import picture
-from finetune.comparison.summary import summary
-from finetune.comparison.tables import report
+from finetune.comparison.charts import picture
+from finetune.comparison.tables import report, summary
 from finetune.experiments import sweep
 
 

@@ -32,7 +32,7 @@ def compare(arguments: Sequence[str] | None = None) -> None:
 
     from finetune.comparison import contenders, html_report, tables
     from finetune.comparison.compare import compare as compare_groups
-    from finetune.comparison.summary import summary
+    from finetune.comparison.tables import summary
     from finetune.experiments import runs
 
     compared = contenders.group(runs.find(args.experiments) if args.experiments else [runs.workspace()])
@@ -48,9 +48,8 @@ def compare(arguments: Sequence[str] | None = None) -> None:
 
 def _publish_comparison(data: dict) -> None:
     """Write the committed figures of a comparison, the documents' tables, and the front page's picture."""
-    from finetune.comparison.picture import picture
-    from finetune.comparison.summary import summary
-    from finetune.comparison.tables import report
+    from finetune.comparison.charts import picture
+    from finetune.comparison.tables import report, summary
 
     files.write_json(places.RESULTS / "comparison.json", data)
     generated.put("comparison", report(data))

@@ -12,7 +12,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--model", type=cli.source, metavar="NAME", help="catalogue name, folder or config.json (default: model.source)"
     )
     parser.add_argument(
-        "--device", metavar="NAME", help='a card ("RTX 3060") or its memory (8GB), in place of this machine'
+        "--device", metavar="NAME", help='a card ("RTX 3060") or its memory (8GB), instead of this machine'
     )
     parser.add_argument("--plot", type=cli.folder, metavar="FILE.png", help="draw the plan into this file")
     parser.add_argument("--no-time", action="store_true", help="don't time layers on this machine")
@@ -21,18 +21,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.plot:
         files.check_writable(args.plot.parent)
 
-    from finetune.planner import devices, passes
-    from finetune.planner.frame import config_of
-    from finetune.planner.plan import plan
-    from finetune.planner.table import table
+    from finetune.planner import devices, report
+    from finetune.planner.plan import config_of, plan
+    from finetune.planner.records import largest_micro_batch, planned_records
 
     device = devices.named(args.device) if args.device else devices.here()
     name, config = config_of(p.model.source, args.model)
-    data = passes.records(p, places.PREPARED)
-    plans = plan(config, p, data, device, timed=not args.no_time)
-    at = passes.largest(data, p.train)
-    print(table(name, plans, data, at, device, checkpointing=p.train.gradient_checkpointing))
+    records = planned_records(p, places.PREPARED)
+    plans = plan(config, p, records, device, timed=not args.no_time)
+    at = largest_micro_batch(records, p.train)
+    print(report.table(name, plans, records, at, device, checkpointing=p.train.gradient_checkpointing))
     if args.plot:
-        from finetune.planner.picture import draw
-
-        draw(name, plans, device, args.plot)
+        report.draw(name, plans, device, args.plot)

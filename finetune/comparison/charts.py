@@ -1,13 +1,10 @@
 """Charts of a comparison, as SVG text. A contender has its method's colour; seeds are thin lines or small points."""
 
-import io
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
 import pandas
-from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -16,14 +13,19 @@ from matplotlib.typing import LineStyleType
 from finetune.comparison.contenders import Contender
 from finetune.comparison.measures import COSTS, MEMORY_PARTS, SCORES, Measure
 from finetune.comparison.significance import SIGNIFICANCE_LEVEL
-from finetune.methods import BASE, METHODS, Look
+from finetune.comparison.verdict import in_sentence, name
+from finetune.methods import BASE, LIGHT_GREY, METHODS, PART_COLORS, Look
+from finetune.plots import pyplot, svg
 
 STYLES: tuple[LineStyleType, ...] = ("-", "--", ":", "-.")
 MARKERS = ("o", "^", "s", "D")
 """For several contenders of one method."""
 
-PART_COLORS = ("#0072B2", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#BBBBBB")
-"""Of `MEMORY_PARTS`, in their order."""
+
+INK = {"light": "#222222", "dark": "#e6edf3"}
+"""Of text and axes, for a page of each colour. The background is the page's own."""
+
+DRAWN = ("test_loss", "rouge_l")
 
 
 def charts(contenders: list[Contender], data: dict) -> dict[str, str]:
@@ -64,7 +66,7 @@ def differences(data: dict) -> str:
         for row, pair in enumerate(pairs):
             estimate = pair["scores"][measure.key]
             sure = estimate["p"] < SIGNIFICANCE_LEVEL
-            _interval(axes, row, estimate, _look(data, pair["first"]).color if sure else "#AAAAAA")
+            _interval(axes, row, estimate, _look(data, pair["first"]).color if sure else LIGHT_GREY)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set(xlabel=f"difference in {measure.title}")
         axes.grid(axis="x", alpha=0.3)
@@ -86,7 +88,7 @@ def memory_parts(data: dict) -> str:
     figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.5 * len(contenders)))
     for row, contender in enumerate(contenders.values()):
         left = 0.0
-        for measure, color in zip(MEMORY_PARTS.values(), PART_COLORS, strict=True):
+        for measure, color in [(one, PART_COLORS[one.key.removesuffix("_gb")]) for one in MEMORY_PARTS.values()]:
             width = max(0.0, contender["costs"][measure.key]["median"])
             axes.barh(row, width, left=left, color=color, label=measure.title if row == 0 else None)
             left += width
@@ -211,10 +213,42 @@ def _name(label: str) -> str:
 
 
 def _svg(figure: Figure) -> str:
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-    file = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "comparison"}):
-        figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
-    pyplot.close(figure)
-    return file.getvalue()
+    return svg(figure, "comparison", bbox_inches="tight")
+
+
+def picture(data: dict, page: str) -> str:
+    """An SVG for a `page` that is 'light' or 'dark', the same bytes for the same data.
+
+    Gains are paired differences with their 95% intervals, which are much narrower than a score's own: the test
+    examples differ more from each other than the methods do.
+    """
+    style: dict[Any, Any] = {
+        key: INK[page] for key in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    }
+    with matplotlib.rc_context(style | {"font.size": 11}):
+        figure, panels = pyplot.subplots(1, len(DRAWN), figsize=(10, 4), layout="constrained")
+        for axes, score in zip(panels, DRAWN, strict=True):
+            _gain_panel(axes, data, score, INK[page])
+        return svg(figure, "picture", transparent=True)
+
+
+def _gain_panel(axes: Axes, data: dict, score: str, ink: str) -> None:
+    measure, cost = SCORES[score], COSTS["peak_device_gb"]
+    sign = -1 if measure.less_is_better else 1
+    for pair in data["differences"]:
+        if pair["second"] != "base":
+            continue
+        column, gain = data["contenders"][pair["first"]], pair["scores"][score]
+        x, y = column["costs"][cost.key], sign * gain["value"]
+        low, high = sorted(sign * gain[end] for end in ("low", "high"))
+        across = [[x["median"] - x["least"]], [x["most"] - x["median"]]]
+        color = METHODS[column["method"]].color
+        axes.errorbar(
+            x["median"], y, xerr=across, yerr=[[y - low], [high - y]], fmt="o", color=color, markersize=9, capsize=3
+        )
+        axes.annotate(name(pair["first"]), (x["median"], y), (9, 7), textcoords="offset points", color=ink)
+    axes.axhline(0, color=ink, linewidth=0.8, linestyle=":")
+    axes.annotate(
+        "the base model", (1, 0), (0, 4), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right"
+    )
+    axes.set(xlim=(0, None), xlabel=cost.heading, ylabel=f"gain in {in_sentence(measure)} ({measure.unit})")

@@ -64,7 +64,7 @@ def attend(
     lengths = cast(torch.Tensor, attention_mask).flatten().tolist()
     check_is_plain(kwargs, max(lengths))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if query.device.type == "cpu" and not dropout:
+    if query.device.type in ("cpu", "meta") and not dropout:
         return _PackedAttention.apply(query, key, value, lengths, scaling), None
     parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     done = [
@@ -197,7 +197,8 @@ def _probabilities(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """softmax(q kT) of the last positions: (key heads, queries x heads per key head, keys)."""
     size, per_group = query.shape[1:3]
     scores = query.flatten(1, 2) @ key.transpose(1, 2)
-    scores.view(len(key), size, per_group, -1)[..., -size:] += _causal(size, scores.dtype)
+    if not scores.is_meta:  # where memory is planned there are no numbers
+        scores.view(len(key), size, per_group, -1)[..., -size:] += _causal(size, scores.dtype)
     return scores.softmax(-1, dtype=scores.dtype)
 
 

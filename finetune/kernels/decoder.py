@@ -26,20 +26,18 @@ if TYPE_CHECKING:
 def replace_decoder_layers(model: PreTrainedModel | PeftModel, layers: list[nn.Module], tokens: int) -> bool:
     """Replace all `layers` of `model` by steps, if each has a Llama's form and computes the same; returns whether it did.
 
-    The memory is laid out for micro-batches of `tokens` tokens. On CUDA the layers stay as they are.
+    The memory is laid out for micro-batches of `tokens` tokens. On CUDA the layers stay as they are. On the meta device,
+    where there are no numbers to compare, the form alone decides.
     """
-    if model.device.type != "cpu" or not layers or not all(has_form(layer) for layer in layers):
+    device = model.device
+    if device.type not in ("cpu", "meta") or not layers or not all(has_form(layer) for layer in layers):
         return False
-    shared = _Shared(model.device)
+    shared = _Shared(device)
     steps = [DecoderLayer(layer, number, shared.workspace) for number, layer in enumerate(layers)]
     shared.steps = steps
     # The blocks' constants in 8 bits until they are used: in fp32 they are a fourteenth of what QLoRA holds.
     lay_out([linear for step in steps for linear in step.linears], shared.workspace, constants_held=False)
-    calls = _calls_of(model, layers)
-    if len(calls) != len(layers):
-        return False
-    shared.begin(calls[0].args[0].shape[1])
-    if not all(map(_is_near, steps, calls)):
+    if device.type == "cpu" and not _compute_the_same(shared, model, layers):
         return False
     shared.workspace.reserve(tokens)
     for number, layer in enumerate(layers):
@@ -162,6 +160,14 @@ class _Step(torch.autograd.Function):
             d_x = ctx.shared.workspace.rows(("d out", ctx.step.number % 2), *rows.shape, dtype=rows.dtype)
         grads = ctx.step.backward(rows, kept, ctx.given, d_x)
         return None if d_x is None else d_x[None], None, None, None, None, *grads
+
+
+def _compute_the_same(shared: _Shared, model: PreTrainedModel | PeftModel, layers: list[nn.Module]) -> bool:
+    calls = _calls_of(model, layers)
+    if len(calls) != len(layers):
+        return False
+    shared.begin(calls[0].args[0].shape[1])
+    return all(map(_is_near, shared.steps, calls))
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import pytest
 from helpers import ROOT, command, drafts_in, dvc
 
 from finetune.comparison import generated
-from finetune.comparison.picture import picture
+from finetune.comparison.charts import picture
 
 EXPERIMENTS = {
     "qlora-1": [],

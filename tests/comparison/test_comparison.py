@@ -8,11 +8,9 @@ import pytest
 
 from finetune.comparison import contenders, significance, verdict
 from finetune.comparison.compare import compare
-from finetune.comparison.examples import examples
-from finetune.comparison.html_report import html
+from finetune.comparison.html_report import examples, html
 from finetune.comparison.measures import COSTS
-from finetune.comparison.summary import summary
-from finetune.comparison.tables import report
+from finetune.comparison.tables import report, summary
 from finetune.errors import UserError
 from finetune.evaluation import scoring
 from finetune.experiments.runs import Run

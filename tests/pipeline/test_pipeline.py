@@ -8,7 +8,7 @@ from helpers import command, dvc, files_in, output_hashes
 
 from finetune import yaml_file
 from finetune.comparison.measures import COSTS, SCORES
-from finetune.comparison.summary import ROWS
+from finetune.comparison.tables import SUMMARY_ROWS
 
 PREDICTIONS = "data/predictions/tuned.jsonl"
 BASELINES = ("baseline@base", "baseline@base-4bit")
@@ -29,7 +29,7 @@ def test_it_makes_everything_that_it_promises(clone):
     for name in ("lengths", "loss", "learning_rate", "memory", "quality", "gain"):
         assert (clone / f"plots/{name}.png").read_bytes().startswith(b"\x89PNG")
     shown = command("python", "-m", "finetune.commands.main", "compare", cwd=clone).stdout
-    for measure in ROWS:
+    for measure in SUMMARY_ROWS:
         assert f"| {measure.heading} | " in shown
     report = (clone / "plots/comparison.md").read_text()
     for measure in (*SCORES.values(), *COSTS.values()):

@@ -5,8 +5,7 @@ from comparison.test_comparison import compared, few_resamples, run  # noqa: F40
 
 from finetune.comparison import contenders
 from finetune.comparison.html_report import html
-from finetune.comparison.summary import summary
-from finetune.comparison.tables import report
+from finetune.comparison.tables import report, summary
 
 ATTACKS = [
     "<script>window.ran = 1</script>",
