@@ -46,7 +46,8 @@ CARDS: dict[str, tuple[int, ...]] = {
     "H100": (81559,),
     "H200": (143771,),
 }
-"""Memory in MiB as nvidia-smi shows it with error correction as shipped; the smallest first, which a bare name means."""
+"""Memory in MiB as nvidia-smi is known to show it, with error correction as shipped. Not measured here. The smallest comes
+first, which a bare name means."""
 WITHOUT_BF16 = ("T4", "V100")
 
 _AMOUNT = re.compile(r"(?<![A-Za-z\d])(\d{1,6}(?:\.\d+)?)\s*(GB|GiB|G|MB|MiB)", re.IGNORECASE)
