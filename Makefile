@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # The runs that `make compare` takes, by default those of the race.
 RUNS ?= 'qlora-*' 'lora-*' 'full-*'
 
-# How long `make benchmark-gpu` may take; the next one goes on from there.
+# How long `make benchmark-gpu` may take; the next call continues from there.
 MINUTES ?= 60
 
 .PHONY: help setup repro twice test test-slow lint audit lock compare sweep benchmark benchmark-gpu clean
@@ -80,7 +80,7 @@ compare: setup ## the documents' tables and plots/comparison.html of finished ex
 sweep: setup ## search learning rates and epochs by the validation loss: about two hours and a half on 2 cores
 	finetune sweep
 
-benchmark: setup ## ours beside TRL, the whole pipeline timed, plans checked: about an hour and a half on 2 cores, after `make repro`
+benchmark: setup ## ours compared with TRL, the whole pipeline timed, plans checked: about an hour and a half on 2 cores, after `make repro`
 	python benchmarks/cost.py
 	python benchmarks/decoding.py
 	python benchmarks/serving.py

@@ -1,4 +1,4 @@
-"""What fine-tuning costs: ours beside TRL and the ordinary recipe, in turn, each run in a process of its own.
+"""What fine-tuning costs: ours, TRL and the ordinary recipe in turn, each run in a process of its own.
 
     python benchmarks/cost.py
 

@@ -1,11 +1,11 @@
-"""The seed's experiment, DistilGPT-2 on 800 Alpaca records: what each method costs here, beside what the seed claims.
+"""The seed's experiment, DistilGPT-2 on 800 Alpaca records: what each method costs here, and what the seed claims.
 
     python benchmarks/distilgpt2.py [--records 800]
 
 clones this repository's last commit into a temporary folder and runs `dvc exp run -S model.source=distilgpt2
 -S data.source=alpaca -S data.size=800 -S method=... train` there for each method, with an empty cache. A hub on loopback
 stands in for the Hugging Face Hub: DistilGPT-2's files with random weights, GPT-2's tokenizer, and as many records as Alpaca
-has, made from the demonstration set's. What fine-tuning costs doesn't hang on what the weights are; scores would mean
+has, made from the demonstration set's. Cost does not depend on the weight values; scores would mean
 nothing. Prints the table, puts it into docs/results.md and writes benchmarks/results/distilgpt2.json. Takes about 20 minutes
 on 2 cores and 4 GB of the temporary folder's disk.
 """
@@ -101,7 +101,7 @@ def costs_of(metrics: Path) -> dict[str, float]:
 
 
 def markdown(results: dict) -> str:
-    """What was measured, beside what the seed claims."""
+    """What was measured, and what the seed claims."""
     titles = [METHODS[name].label for name in RACE]
     head = ["", *titles, *(f"{METHODS[name].label}, claimed by the seed" for name in CLAIMS)]
     lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]

@@ -60,7 +60,7 @@ class Outcome:
     not_come_back: int = 0
     files_different: int = 0
     steps_again: list[int] = field(default_factory=list)
-    """Of each kill while the model was trained: steps done after the snapshot that the next start went on from."""
+    """Of each kill while the model was trained: steps done after the snapshot that the next start resumed from."""
 
 
 def main() -> None:

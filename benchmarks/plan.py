@@ -1,4 +1,4 @@
-"""What `finetune plan` says of memory and time beside what training takes, over families, methods and settings.
+"""The memory and time that `finetune plan` estimates, and those that training takes, over families, methods and settings.
 
     python benchmarks/plan.py            # memory
     python benchmarks/plan.py --time     # the time of an epoch, with nothing else running
@@ -107,7 +107,7 @@ def memory_of(one: Configuration, folder: Path) -> dict[str, float]:
 
 
 def planned(one: Configuration) -> dict[str, float]:
-    """The peak that the planner foretells, from the configuration's params and its records' lengths."""
+    """The planner's estimate of the peak, from the configuration's params and its records' lengths."""
     from finetune.planner.records import TrainingRecords
 
     records = TrainingRecords(tuple(one.lengths), 1 - PROMPT, known=True)

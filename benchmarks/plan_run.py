@@ -43,7 +43,7 @@ _ENDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 STEPS = 2
 """Optimizer steps with full batches: the second one has the optimizer's state."""
 SHORT = 16
-"""Tokens of one record, beside which all others have the configuration's length: real data has short ones as well."""
+"""Tokens of one record; all others have the configuration's length: real data has short ones as well."""
 PROMPT = 0.25
 """Share of a record that is prompt."""
 
@@ -98,7 +98,7 @@ def config_of(one: Configuration) -> PreTrainedConfig:
 
 
 def make_base(one: Configuration, folder: Path) -> None:
-    """The model with random weights, beside the tokenizer of the repository's own."""
+    """The model with random weights, and the repository's own tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""How memory and speed of QLoRA change with sequence length, batch, rank and model size: ours beside TRL's defaults.
+"""How memory and speed of QLoRA change with sequence length, batch, rank and model size: ours, and TRL's defaults.
 
     python benchmarks/scale.py
 

@@ -1,4 +1,4 @@
-"""Answers of a fine-tuned model and of several adapters over one base: ours beside plain transformers and peft.
+"""Answers of a fine-tuned model and of several adapters over one base: ours, and plain transformers with peft.
 
     python benchmarks/serving.py
 
@@ -232,7 +232,7 @@ ROWS = (
     ("tokens/s, batch 16", "tokens_per_second_16", ".0f"),
     ("tokens/s, batch 16 over 4 adapters", "tokens_per_second_mixed", ".0f"),
     ("switch to another adapter (ms)", "switch_ms", ".2f"),
-    ("load base and adapter anew (s)", "load_seconds", ".1f"),
+    ("load base and adapter again (s)", "load_seconds", ".1f"),
 )
 
 

@@ -28,7 +28,7 @@ SAME_IN_EVERY_RUN = ("adapter_config.json", "chat_template.jinja", "tokenizer.js
 """Of models/tuned: what comes from the base model and the settings of LoRA."""
 
 RUN_ANEW = (places.TUNED, places.PREDICTIONS / "tuned.jsonl", places.PLOTS / "live", places.PLOTS / places.MEMORY_TABLE)
-"""What another seed or learning rate makes anew."""
+"""What another seed or learning rate changes."""
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def _clone(clone: Path, remote: Path) -> None:
 
 
 def _make_anew(clone: Path) -> None:
-    """Give what a run makes anew other bytes, as many as before."""
+    """Give the outputs of a new run other bytes, as many as before."""
     for place in RUN_ANEW:
         path = clone / place
         for file in [path] if path.is_file() else path.rglob("*"):

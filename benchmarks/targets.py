@@ -1,4 +1,4 @@
-"""The figures to reach, beside what was reached: out of the committed results of the race and of the benchmarks.
+"""The targets and the results: out of the committed results of the race and of the benchmarks.
 
     python benchmarks/targets.py
 

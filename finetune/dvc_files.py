@@ -37,7 +37,7 @@ def check_inputs() -> None:
             _let_dvc_see(found)
             raise UserError(
                 f"{', '.join(map(str, found))}: not what dvc.lock says (damaged, or edited since); run DVC again: it brings "
-                f"back what its cache has whole, and makes the rest anew"
+                f"back what its cache has whole, and makes the rest again"
             )
 
 
@@ -71,7 +71,7 @@ def differing(path: Path, expected: str, *databases: Any) -> dict[Path, str]:
     """What of `path`, a file or folder, isn't as the hash `expected` has it -> the hash that it should have.
 
     Names files where one of `databases` (default: DVC's cache) has the list of them, else `path`. What lies in a folder
-    besides doesn't count.
+    in addition doesn't count.
     """
     if path.exists() and _hash(path) == expected:
         return {}

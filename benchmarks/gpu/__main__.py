@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu --minutes 10
 
-Each measurement is written when it is done, and the next call goes on after the last. Needs no network, and no package
+Each measurement is written when it is done, and the next call continues after the last. Needs no network, and no package
 but torch, transformers, peft, accelerate and pytest; qlora wants bitsandbytes, and what else isn't installed is skipped,
 which is said. docs/distributed.md has the whole.
 """

@@ -1,4 +1,4 @@
-"""What training costs: ours beside TRL at several sizes. Sequences are as long as Alpaca's, four a batch."""
+"""What training costs: ours and TRL at several sizes. Sequences are as long as Alpaca's, four a batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernels made for CUDA beside ours, on the same tensors: the loss, attention, norms, gates, and the optimizer."""
+"""Kernels made for CUDA and ours, on the same tensors: the loss, attention, norms, gates, and the optimizer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def next_key(done: Mapping[str, Outcome], tiny: bool) -> str | None:
 
 
 def measure(key: str, tiny: bool) -> Outcome:
-    """One way to compute one kernel, beside fp32's result."""
+    """One way to compute one kernel, and fp32's result."""
     kernel, name, dtype = key.split("/")
     if dtype == "bf16" and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
         raise Skipped("this device has no bf16")

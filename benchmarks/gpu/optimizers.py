@@ -46,7 +46,7 @@ WAYS: dict[str, tuple[torch.dtype, Optimizer]] = {
 
 
 def measure(name: str, width: int, mlp: int) -> Outcome:
-    """So many steps, gradients drawn anew for each. The error is that of the way the weights have gone."""
+    """So many steps, with new gradients for each. The error is that of the change of the weights."""
     dtype, make = WAYS[name]
     weights = list(_weights(width, mlp))
     start, exact = ([weight.clone() for weight in weights] for _ in range(2))

@@ -1,4 +1,4 @@
-"""What was measured, a file for each part, written after every measurement; and how long there is to go on."""
+"""What was measured, a file for each part, written after every measurement; and how much time is left."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Results:
     """The measurements of a part, by key, kept in a folder."""
 
     def __init__(self, folder: Path, part: str, machine: dict[str, Any]) -> None:
-        """Goes on from what is there. Raises UserError if that was measured on another `machine`."""
+        """Continues from what is there. Raises UserError if that was measured on another `machine`."""
         self._path = folder / f"{part}.json"
         self._machine = machine
         self.done: dict[str, Outcome] = {}

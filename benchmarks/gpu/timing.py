@@ -1,4 +1,4 @@
-"""One kernel's time, memory and error, forward and backward, beside others on the same tensors."""
+"""One kernel's time, memory and error, forward and backward, and that of others on the same tensors."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ PARTS = ("cost", "largest", "kernels")
 
 
 class Worker:
-    """The process as who asks it sees it; started when there is something to ask, and anew after a fault."""
+    """The process as who asks it sees it; started when there is something to ask, and again after a crash."""
 
     def __init__(self, tiny: bool) -> None:
         self._tiny = tiny

@@ -23,7 +23,7 @@ RUN_FAILED = "dvc exp run failed: "
 def run(trial: Trial, folder: str = FOLDER) -> str:
     """Run the trial within `folder` of this machine; returns why it failed, or nothing.
 
-    Whatever ended an earlier attempt here, the trial goes on from what that has left: stages that ended, snapshots, what
+    Whatever ended an earlier attempt here, the trial resumes from what that has left: stages that ended, snapshots, what
     was fetched. An attempt that is still at work is waited for.
     """
     home = Path(folder).expanduser().absolute()
@@ -31,7 +31,7 @@ def run(trial: Trial, folder: str = FOLDER) -> str:
     clone = home / f"{trial.name}-{trial.baseline[:12]}"
     with _alone(clone) as lock:
         try:
-            # Cloned anew: a kill leaves Git and DVC in states of which few are known, and a clone is small.
+            # Cloned again: a kill leaves Git and DVC in states of which few are known, and a clone is small.
             with files.whole_folder(clone, keep=SNAPSHOTS.as_posix()) as draft:
                 _clone(trial, draft, home / "cache")
                 (draft / SNAPSHOTS.parent).mkdir(exist_ok=True)

@@ -29,9 +29,9 @@ def run(trials: Sequence[Trial], needs: Needs) -> dict[str, str]:
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir=JOBS)).resolve()
     trials_file.write(folder / "trials.json", trials)
     write_text(folder / "job.sh", script(len(trials), needs, folder))
-    print(f"submitting {folder / 'job.sh'}; if you stop waiting, the job goes on", file=sys.stderr)
+    print(f"submitting {folder / 'job.sh'}; if you stop waiting, the job continues", file=sys.stderr)
     if subprocess.run(["sbatch", "--wait", str(folder / "job.sh")]).returncode and not list(folder.glob("*.log")):
-        raise UserError("sbatch refuses the job, or ended without a trial; mend what it says, and submit again")
+        raise UserError("sbatch refuses the job, or ended without a trial; fix what it reports, and submit again")
     return {trial.name: _last_word(folder / f"{index}.log") for index, trial in enumerate(trials)}
 
 

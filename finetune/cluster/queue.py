@@ -84,7 +84,7 @@ def _check_dvc_remote(repo: Any) -> None:
         raise UserError("DVC has no remote that other machines could use; name one (docs/sharing.md)")
     if isinstance(url, RelPath):
         raise UserError(
-            f"the DVC remote {name} is a folder beside this clone ({url}), and beside another clone another folder; name "
+            f"the DVC remote {name} is a folder next to this clone ({url}), and another folder for another clone; name "
             f"one that all machines reach: `dvc remote modify {name} url …` (docs/sharing.md), then `git commit .dvc/config`"
         )
 
@@ -112,10 +112,10 @@ def _ssh(address: str) -> bool:
 def share() -> None:
     """Push what trials need of the workspace's data and models. Raises UserError if a remote can't be written."""
     if subprocess.run(["dvc", "push"], stdout=subprocess.DEVNULL).returncode:
-        raise UserError("`dvc push` failed; mend what it says: the trials take data and models from the DVC remote")
+        raise UserError("`dvc push` failed; fix what it reports: the trials take data and models from the DVC remote")
     tried = subprocess.run(["git", "push", "--quiet", "--dry-run", GIT_REMOTE, "HEAD:refs/exps/try"])
     if tried.returncode:
-        raise UserError(f"`git push` to {GIT_REMOTE} fails; mend what it says: finished trials come back by it")
+        raise UserError(f"`git push` to {GIT_REMOTE} fails; fix what it reports: finished trials come back through it")
 
 
 def collect(trials: Sequence[Trial]) -> list[Trial]:
@@ -128,7 +128,7 @@ def collect(trials: Sequence[Trial]) -> list[Trial]:
     if done:
         refs = [f"+{trial.ref}:{trial.ref}" for trial in done]
         if subprocess.run(["git", "fetch", "--quiet", GIT_REMOTE, *refs]).returncode:
-            raise UserError(f"`git fetch {GIT_REMOTE}` failed; mend what it says, then `finetune cluster collect`")
+            raise UserError(f"`git fetch {GIT_REMOTE}` failed; fix what it reports, then `finetune cluster collect`")
         remove(trial.name for trial in done)
     return done
 
@@ -145,7 +145,7 @@ def _refs(trials: Iterable[Trial]) -> set[str]:
     done = subprocess.run(asked, stdout=subprocess.PIPE, encoding="utf-8")
     if done.returncode:
         raise UserError(
-            f"the Git remote {GIT_REMOTE} can't be read; mend what Git says, then `finetune cluster collect`"
+            f"the Git remote {GIT_REMOTE} can't be read; fix what Git reports, then `finetune cluster collect`"
         )
     return {line.split("\t")[1] for line in done.stdout.splitlines()}
 

@@ -18,7 +18,7 @@ class Trial:
     baseline: str
     """The commit that it starts from, which the Git remote has."""
     changes: str
-    """What is changed beside that commit, params.yaml above all: a patch, each byte a character (latin-1)."""
+    """The changes on top of that commit, params.yaml above all: a patch, each byte a character (latin-1)."""
     targets: tuple[str, ...]
     """Stages to run, with those before them; none: all."""
     author: tuple[str, str]

@@ -84,7 +84,7 @@ def _lines(args: Namespace) -> list[list[Turn]] | None:
         turn = Turn("user", *alpaca.parse(escapes.unescape(text)))
         if not turn.text:
             line = "" if args.prompt is not None else f", line {number}"
-            raise UserError(f"{where}{line}: holds no instruction; write what the model shall do")
+            raise UserError(f"{where}{line}: holds no instruction; write what the model should do")
         asked.append([turn])
     if not asked:
         raise UserError(f"{where}: holds no prompt; write one a line")

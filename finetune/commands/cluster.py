@@ -121,7 +121,7 @@ def _tell(trials: Sequence[Trial], failures: dict[str, str]) -> None:
     if failures:
         raise UserError(
             f"{len(failures)} of {len(trials)} have failed: {', '.join(failures)}; they are queued still, for the same "
-            f"command once what they say is mended"
+            f"command once that is fixed"
         )
 
 

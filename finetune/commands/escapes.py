@@ -26,7 +26,7 @@ _TOKENS = re.compile(
 def unescape(text: str) -> str:
     r"""`text` with \n \t \r \\ \" \' \uXXXX \UXXXXXXXX \xXX turned into characters, where a shell left them so.
 
-    A text that has line breaks is taken as it is: whoever wrote it could write them. Windows paths and
+    A text that has line breaks is taken as it is: its author could type them. Windows paths and
     commands of TeX that start with such letters stay, as does every other backslash. Raises UserError
     for what is no character, half of a surrogate pair among them.
     """

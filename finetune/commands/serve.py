@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         nargs="+",
         default=["workspace"],
         metavar="NAME",
-        help=f"the models, each {cli.CHECKPOINTS}; base is there beside them",
+        help=f"the models, each {cli.CHECKPOINTS}; base is added",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=cli.port, default=8000, help="(%(default)s)")
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--at_a_time", type=cli.count, default=16, metavar="N", help="requests answered at a time (%(default)s)"
     )
     parser.add_argument(
-        "--queue", type=cli.count, default=64, metavar="N", help="requests that may wait beside them (%(default)s)"
+        "--queue", type=cli.count, default=64, metavar="N", help="further requests that may wait (%(default)s)"
     )
     args = parser.parse_args(arguments)
     key = os.environ.get(_KEY) or None

@@ -25,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     places = verify(args.remote or None, with_remote=args.remote is not None)
     for place in places:
-        print(f"{place.name}: {place.read} read, {len(place.mended) + len(place.damaged)} damaged")
-        for name in place.mended:
+        print(f"{place.name}: {place.read} read, {len(place.restored) + len(place.damaged)} damaged")
+        for name in place.restored:
             print(f"  {name}: replaced by a whole copy")
         for name in place.damaged:
             print(f"  {name}: damaged, or edited since" if place.name == "workspace" else f"  {name}: damaged")
@@ -34,12 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     there = [name for place in places if place.remote for name in place.damaged]
     if here:
         raise UserError(
-            f"not whole here: {_listed(here)}; `dvc pull --force` brings back what the remote has, `dvc repro` makes it anew"
+            f"not whole here: {_listed(here)}; `dvc pull --force` brings back what the remote has, `dvc repro` makes it again"
         )
     if there:
         raise UserError(
             f"not whole in the remote: {_listed(there)}; run `finetune verify --remote` in a clone that has it whole, or make "
-            f"it anew (`dvc repro`) and run it again"
+            f"it again (`dvc repro`) and rerun the command"
         )
 
 

@@ -110,7 +110,7 @@ def _reference(contenders: list[Contender]) -> str | None:
 
 
 def _share_of_gain(reference: str, scores: dict[str, Scores]) -> dict[str, dict]:
-    """Each contender's share of the reference's gain over the base, where the reference has gained for certain."""
+    """Each contender's share of the reference's gain over the base, where the reference has gained significantly."""
     shares: dict[str, dict] = {}
     for score in SCORES:
         gain = scores[reference][score] - scores["base"][score]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import stdev
 
 from finetune.comparison.measures import COSTS, MEMORY_PARTS, SCORES, Measure
-from finetune.comparison.verdict import advice, cost_ratio, in_sentence, name, signed, verdict
+from finetune.comparison.verdict import advice, cost_ratio, in_sentence, level, name, signed, verdict
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,9 @@ def _cost(measure: Measure, spread: dict | None) -> str:
 def _differences(data: dict) -> TextTable:
     rows = []
     for difference in data["differences"]:
-        cells = [f"{signed(SCORES[score], e)}, {_p(e['p'])}" for score, e in difference["scores"].items()]
+        cells = [f"{signed(SCORES[score], e)}, {level(e['p'])}" for score, e in difference["scores"].items()]
         rows.append([f"{difference['first']} against {difference['second']}", *cells])
     return TextTable(["", *(measure.heading for measure in SCORES.values())], rows)
-
-
-def _p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
 def legend(data: dict) -> str:

@@ -11,7 +11,7 @@ def verdict(data: dict) -> list[str]:
 
 
 def advice(data: dict) -> list[str]:
-    """One sentence: of the contenders whose test loss can't be told from the least, the one with the least memory.
+    """One sentence: of the contenders whose test loss can't be told from the lowest, the one with the least memory.
 
     None where there is only one contender.
     """
@@ -20,14 +20,14 @@ def advice(data: dict) -> list[str]:
         return []
     best = min(contenders, key=lambda label: contenders[label]["scores"][loss.key]["value"])
     if not _sure(data, best, "base") or contenders[best]["scores"][loss.key]["value"] > _base(data, loss):
-        return [f"Take {name('base')}: no method lowers its {in_sentence(loss)} for certain."]
+        return [f"Take {name('base')}: no method lowers its {in_sentence(loss)} significantly."]
     equals = [label for label in contenders if label == best or not _sure(data, label, best)]
     taken = min(equals, key=lambda label: contenders[label]["costs"]["peak_device_gb"]["median"])
     others = [name(label) for label in equals if label != taken]
     reason = (
         f"the data can't tell its {in_sentence(loss)} from that of {join(others)}, and it takes the least memory"
         if others
-        else f"it has the least {in_sentence(loss)} for certain"
+        else f"it has the lowest {in_sentence(loss)} ({level(_largest_p(data, best))})"
     )
     return [f"Take {name(taken)} on this model and these data: {reason}."]
 
@@ -42,6 +42,18 @@ def _sure(data: dict, first: str, second: str) -> bool:
     return pair["scores"]["test_loss"]["p"] < SIGNIFICANCE_LEVEL
 
 
+def _largest_p(data: dict, label: str) -> float:
+    """The largest p of the tests of `label`'s test loss against that of each other contender and the base."""
+    return max(
+        pair["scores"]["test_loss"]["p"] for pair in data["differences"] if label in (pair["first"], pair["second"])
+    )
+
+
+def level(p: float) -> str:
+    """'p < 0.001' or 'p = 0.027'."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
 def _shares(data: dict) -> list[str]:
     reference = data["reference"]
     sentences = []
@@ -54,7 +66,7 @@ def _shares(data: dict) -> list[str]:
         )
     if reference and len(data["contenders"]) > 1 and not data["share_of_gain"]:
         sentences.append(
-            f"{name(reference, capital=True)} doesn't gain on the base model for certain, "
+            f"{name(reference, capital=True)} has no significant gain on the base model, "
             f"so no share of its gain can be given."
         )
     return sentences

@@ -5,7 +5,7 @@ import torch
 
 
 def joules() -> float | None:
-    """Since the driver was loaded, whoever drew it; None without a CUDA device, or where NVML can't tell."""
+    """Since the driver was loaded, by any process; None without a CUDA device, or where NVML can't tell."""
     if not torch.cuda.is_available():
         return None
     try:

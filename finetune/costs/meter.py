@@ -70,7 +70,7 @@ class Meter:
         self._joules_at_stop = energy.joules()
 
     def record(self) -> Record:
-        """What was seen up to now, for the meter of a process that goes on with the run."""
+        """What was seen up to now, for the meter of a process that resumes the run."""
         return {
             "seconds": self._before["seconds"] + self.seconds(),
             "samples": self._all_samples(),

@@ -71,7 +71,7 @@ def _faults_of(file: Path) -> Iterator[None]:
     except NotJson as fault:
         raise UserError(
             f"{file}: not valid JSON at line {fault.line}, column {fault.column}: {fault.what}; "
-            f"mend it, or fetch it again if it was cut off"
+            f"correct it, or fetch it again if it was cut off"
         ) from None
     except ValueError:  # Python's limit on the digits of a whole number
         raise UserError(f"{file}: holds a number of too many digits; write it as text") from None

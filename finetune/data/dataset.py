@@ -152,7 +152,7 @@ def split(count: int, *, validation: float, test: float, dropped: Counter[str]) 
     if count < len(SPLITS):
         counts = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common()) or "none"
         raise UserError(
-            f"data: {count} usable records are too few to split in three (dropped: {counts}); give more, mend "
+            f"data: {count} usable records are too few to split in three (dropped: {counts}); give more, correct "
             f"those, or raise data.max_length if they are too long"
         )
     n_validation, n_test = (max(1, round(share * count)) for share in (validation, test))

@@ -212,7 +212,7 @@ def _every_raw_record(path: Path, columns: Columns) -> Iterator[tuple[str, Path,
 def _counted(reason: str, position: str, on_bad_record: str) -> str:
     if on_bad_record == "error":
         raise UserError(
-            f"{position}: {forms.EXPLAIN[reason]}; mend the record, or drop such records: -S data.on_bad_record=drop"
+            f"{position}: {forms.EXPLAIN[reason]}; correct the record, or drop such records: -S data.on_bad_record=drop"
         )
     return reason
 

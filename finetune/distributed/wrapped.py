@@ -1,7 +1,7 @@
 """A model that several processes train: each holds all of it (DDP), or a part (FSDP2).
 
 Both watch the forward pass of a module: there gradients are got ready to be summed, or weights to be gathered. The loss
-here reads the head's weights beside the model's forward pass, so it is a module around both that is watched.
+here reads the head's weights outside the model's forward, so it is a module around both that is watched.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Alone:
 
 
 class DataParallel:
-    """A model that each process holds whole, its gradients summed in buckets while the backward pass goes on (Li et al.
+    """A model that each process holds whole, its gradients summed in buckets during the backward pass (Li et al.
     2020, section 3.2)."""
 
     def __init__(self, model: Model) -> None:

@@ -27,9 +27,7 @@ def check_consistent(lock: dict, params: dict, name: str) -> None:
     for stage, entry in lock["stages"].items():
         for dependency in entry.get("deps", []):
             if made.get(dependency["path"], dependency["md5"]) != dependency["md5"]:
-                raise UserError(
-                    f"{name}: {stage} has not seen the {dependency['path']} that lies beside it; run all stages of it"
-                )
+                raise UserError(f"{name}: {stage} did not use the committed {dependency['path']}; run all its stages")
         for key, value in entry.get("params", {}).get("params.yaml", {}).items():
             if _at(params, key) != value:
                 raise UserError(f"{name}: {stage} ran with another {key} than params.yaml has now; run it again")

@@ -117,7 +117,9 @@ def read_experiments() -> Losses:
 def _dvc(*arguments: str, check: bool = True) -> None:
     done = subprocess.run(["dvc", *arguments])
     if check and done.returncode:
-        raise UserError(f"`dvc {' '.join(arguments)}` failed; mend what it says, and start again: what ran is kept")
+        raise UserError(
+            f"`dvc {' '.join(arguments)}` failed; fix what it reports, and rerun the command: finished trials are kept"
+        )
 
 
 def as_data(losses: Losses) -> dict:

@@ -75,17 +75,17 @@ def commit_of(repo: Any, name: str) -> str:
     )
 
 
-def of_commit(repo: Any, commit: str, name: str, anew: bool = False) -> Found:
+def of_commit(repo: Any, commit: str, name: str, refresh: bool = False) -> Found:
     """The checkpoint that dvc.lock of `commit` names, with its base model.
 
-    `anew`: all of it comes from DVC's cache or the remote once more, so that it is certain to be there.
+    `refresh`: all of it comes from DVC's cache or the remote once more, so that it is certain to be there.
     """
     locked = fetched.lock(repo, commit, name)
-    checkpoint = Checkpoint.read(fetched.output(repo, commit, locked, places.TUNED, name, anew))
+    checkpoint = Checkpoint.read(fetched.output(repo, commit, locked, places.TUNED, name, refresh))
     base = base_of(locked, checkpoint)
-    if base is None or (not anew and _holds(base, checkpoint)):
+    if base is None or (not refresh and _holds(base, checkpoint)):
         return Found(name, checkpoint, None)
-    return Found(name, checkpoint, fetched.output(repo, commit, locked, base, name, anew))
+    return Found(name, checkpoint, fetched.output(repo, commit, locked, base, name, refresh))
 
 
 def base_of(locked: dict, checkpoint: Checkpoint) -> Path | None:
@@ -107,7 +107,7 @@ def _folder(name: str) -> Path | None:
 
 
 def _check_noted(checkpoint: Checkpoint) -> None:
-    """Raise UserError if the weights in models/tuned aren't those that the run has noted beside its costs."""
+    """Raise UserError if the weights in models/tuned aren't those that the run has recorded with its costs."""
     noted = places.METRICS / "train.facts.json"
     if noted.exists() and read_json(noted).get("weights") not in (None, checkpoint.fingerprint):
         raise UserError(

@@ -1,4 +1,4 @@
-"""What a Git commit's dvc.lock names, fetched by DVC beside the user's files, never over them."""
+"""What a Git commit's dvc.lock names, fetched by DVC without touching the user's files."""
 
 import sys
 from pathlib import Path, PurePosixPath
@@ -31,8 +31,8 @@ def lock(repo: Any, commit: str, name: str) -> dict:
     return dvc_files.parse_lock(read(repo, commit, "dvc.lock", name), name)
 
 
-def output(repo: Any, commit: str, locked: dict, path: Path, name: str, anew: bool = False) -> Path:
-    """The folder `path` as `locked`, dvc.lock of `commit`, has it: from an earlier call unless `anew`, DVC's cache or
+def output(repo: Any, commit: str, locked: dict, path: Path, name: str, refresh: bool = False) -> Path:
+    """The folder `path` as `locked`, dvc.lock of `commit`, has it: from an earlier call unless `refresh`, DVC's cache or
     the remote. Each is used only if it is whole.
 
     Raises UserError, about `name`, if no stage of it made `path`, or neither has it, or has it whole.
@@ -41,8 +41,8 @@ def output(repo: Any, commit: str, locked: dict, path: Path, name: str, anew: bo
         raise UserError(f"{name}: its dvc.lock has no {path}; run `dvc repro` there, and commit dvc.lock")
     md5 = dvc_lock.output_hash(locked, path.as_posix())
     target = FETCHED / md5.removesuffix(dvc_files.FOLDER)
-    if anew or not target.exists() or dvc_files.differing(target / path.name, md5, repo.cache.local):
-        if not anew:
+    if refresh or not target.exists() or dvc_files.differing(target / path.name, md5, repo.cache.local):
+        if not refresh:
             print(f"fetching {path} of {name}", file=sys.stderr)
         _drop_damaged(repo.cache.local, path, md5)
         with whole_folder(target) as draft:
@@ -67,7 +67,7 @@ def _check_whole(repo: Any, path: Path, copy: Path, md5: str, name: str) -> None
     if damaged:
         raise UserError(
             f"{name}: {', '.join(file.as_posix() for file in damaged)} of it is damaged in the remote; "
-            f"`finetune verify --remote` where it is whole mends that"
+            f"`finetune verify --remote` in a clone that has it whole restores it"
         )
 
 

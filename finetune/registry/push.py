@@ -35,7 +35,7 @@ def push(name: str) -> int:
     tags = [f"refs/tags/{tag}" for tag in there if tag.startswith((f"{version.model}@", f"{version.model}#"))]
     if subprocess.run(["git", "push", GIT_REMOTE, *tags]).returncode:
         raise UserError(
-            f"`git push {GIT_REMOTE}` failed; mend what it says, and push again: the files are in the DVC remote"
+            f"`git push {GIT_REMOTE}` failed; fix what it reports, and push again: the files are in the DVC remote"
         )
     return new
 
@@ -44,14 +44,14 @@ def _push_files(repo: Any, version: versions.Version) -> int:
     """The adapter and its base, or the whole model: what an answer needs, and nothing of the data."""
     from dvc.exceptions import DvcException
 
-    found = checkpoints.of_commit(repo, version.commit, version.name, anew=True)
+    found = checkpoints.of_commit(repo, version.commit, version.name, refresh=True)
     base = checkpoints.base_of(fetched.lock(repo, version.commit, version.name), found.checkpoint)
     paths = [path.as_posix() for path in (places.TUNED, base) if path]
     try:
         return repo.push(targets=paths, revs=[version.commit], workspace=False)
     except DvcException as error:
         raise UserError(
-            f"{version.name}: couldn't be pushed to the DVC remote ({error}); mend that, and push again"
+            f"{version.name}: couldn't be pushed to the DVC remote ({error}); fix that, and push again"
         ) from None
 
 

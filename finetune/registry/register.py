@@ -66,7 +66,7 @@ def _checked(repo: Any, commit: str, source: str) -> dict:
             "dvc.lock: its models/tuned isn't committed; commit it first, or name the experiment that made it: --from NAME"
         )
     dvc_lock.check_consistent(locked, yaml_file.parse(fetched.read(repo, commit, "params.yaml", source)), source)
-    folder = checkpoints.of_commit(repo, commit, source, anew=True).folder
+    folder = checkpoints.of_commit(repo, commit, source, refresh=True).folder
     if source == HEAD and places.TUNED.exists() and not _holds_all(places.TUNED, folder):
         raise UserError(
             "models/tuned: isn't the one that dvc.lock has; `dvc commit train` takes it in, then commit dvc.lock, or "

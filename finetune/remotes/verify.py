@@ -16,7 +16,7 @@ from finetune import dvc_files
 from finetune.errors import UserError
 
 _OBJECT = re.compile(r"[0-9a-f]{32}(\.dir)?")
-"""The name of an object. What lies beside them is left of uploads that were cut."""
+"""The name of an object. Other names are left over from interrupted uploads."""
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Place:
     remote: bool = False
     read: int = 0
     """Files."""
-    mended: list[str] = field(default_factory=list)
+    restored: list[str] = field(default_factory=list)
     """What was damaged, and has been replaced by a whole copy."""
     damaged: list[str] = field(default_factory=list)
     """What is damaged, or was removed as such. A path of the workspace, or a hash where dvc.lock has no such file."""
@@ -86,7 +86,7 @@ def _cache(cache: Any, objects: Mapping[str, str]) -> Place:
         whole = file.is_file() and dvc_files.hash_of(file) == md5
         if whole:
             cache.add(str(file.resolve()), cache.fs, md5)
-        (place.mended if whole else place.damaged).append(objects[md5])
+        (place.restored if whole else place.damaged).append(objects[md5])
     return place
 
 
@@ -99,7 +99,7 @@ def _remote(name: str, odb: Any, cache: Any, objects: Mapping[str, str]) -> Plac
             in_cache = cache.exists(md5)
             if in_cache:
                 odb.fs.put_file(cache.oid_to_path(md5), path)
-            (place.mended if in_cache else place.damaged).append(objects[md5])
+            (place.restored if in_cache else place.damaged).append(objects[md5])
     return place
 
 
@@ -132,4 +132,4 @@ def _reachable(name: str | None) -> Iterator[None]:
         yield
     except Exception as error:
         said = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"the remote {name or 'of DVC'}: {said}; mend that, and verify again") from error
+        raise UserError(f"the remote {name or 'of DVC'}: {said}; fix that, and verify again") from error

@@ -19,7 +19,7 @@ HELP = """\
 /use NAME               answer by another model from now on; the conversation stays
 /compare NAME NAME …    answer the last question by each of these, side by side in one batch
 /adapters               the models in memory
-/reset                  start the conversation anew
+/reset                  start a new conversation
 /quit                   leave (as does Ctrl-D)
 A NAME is a DVC experiment, a Git revision, a registered version as in haiku@v2, a folder, workspace, or base.
 Ctrl-C stops an answer."""
@@ -103,7 +103,7 @@ class Conversation:
 
     def _reset(self, _: Sequence[str]) -> None:
         self.turns = []
-        print("the conversation starts anew", file=sys.stderr)
+        print("a new conversation starts", file=sys.stderr)
 
 
 def speed(piece: Piece) -> str:

@@ -102,5 +102,5 @@ def _check_index(path: Path) -> None:
         plain = isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name
         if not plain or not (path.parent / name).is_file():
             raise UserError(
-                f"{path}: names {quoted(name)}, which is no .safetensors file beside it; fetch the model again"
+                f"{path}: names {quoted(name)}, which is no .safetensors file in its folder; fetch the model again"
             )

@@ -57,7 +57,7 @@ class RunLog(TrainerCallback):
         return self._before + (self._ended or self.meter.seconds()) - self._started - self._paused
 
     def resume(self, rows: list[tuple[int, dict[str, float]]], tokens: int, seconds: float) -> None:
-        """Log the `rows` of an interrupted run again, and go on from its `tokens` and `seconds`."""
+        """Log the `rows` of an interrupted run again, and continue from its `tokens` and `seconds`."""
         for step, values in rows:
             self._pass_on(step, values)
         self.tokens, self._before = tokens, seconds

@@ -27,7 +27,7 @@ class Validations(TrainerCallback):
         """Whether the weights at hand are to be validated, and weren't yet."""
 
     def resume(self, losses: list[tuple[int, float]], due: bool) -> None:
-        """Go on from what an interrupted run has noted."""
+        """Continue from what an interrupted run has noted."""
         self.losses, self.due = [(step, loss) for step, loss in losses], due
 
     def on_train_begin(

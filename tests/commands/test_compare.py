@@ -135,4 +135,4 @@ def test_results_of_unlike_runs_are_refused(experiments, editable):
     assert done.returncode == 0, done.stderr
     refused = compare(experiments, "train-only")
     assert refused.returncode == 1
-    assert "train-only: eval has not seen the models/tuned that lies beside it" in refused.stderr
+    assert "train-only: eval did not use the committed models/tuned" in refused.stderr

@@ -85,11 +85,11 @@ def test_a_sure_gain_and_its_share_are_said_in_words():
         ),
         (
             [("qlora", 1.75, 1.0), ("full", 1.5, 4.0)],
-            "Take full fine-tuning on this model and these data: it has the least test loss for certain.",
+            "Take full fine-tuning on this model and these data: it has the lowest test loss (p < 0.001).",
         ),
         (
             [("qlora", 2.0, 1.0), ("full", 2.0, 4.0)],
-            "Take the base model: no method lowers its test loss for certain.",
+            "Take the base model: no method lowers its test loss significantly.",
         ),
     ],
 )
@@ -117,7 +117,7 @@ def test_equal_runs_cannot_be_told_apart():
 def test_without_a_gain_no_share_is_given():
     data = compared(run("qlora", words=4, nats=2.0), run("full", words=4, nats=2.0))
     assert data["share_of_gain"] == {}
-    assert any("doesn't gain on the base model for certain" in s for s in verdict.verdict(data))
+    assert any("has no significant gain on the base model" in s for s in verdict.verdict(data))
 
 
 def test_with_two_settings_of_full_fine_tuning_no_share_is_given():
@@ -238,7 +238,7 @@ def test_a_handful_of_examples_proves_nothing(examples):
     assert data["share_of_gain"] == {} and f"Only {examples} test example" in "".join(data["flags"])
     assert all(e["p"] >= 2 ** (1 - examples) > 0.05 for d in data["differences"] for e in d["scores"].values())
     advice, no_share, *pairs = verdict.verdict(data)
-    assert advice == "Take the base model: no method lowers its test loss for certain."
+    assert advice == "Take the base model: no method lowers its test loss significantly."
     assert no_share.endswith("so no share of its gain can be given.")
     assert all(said.startswith("The data can't tell ") for said in pairs)
     assert html(contenders.group([few("qlora", examples)]), compared(few("qlora", examples)))

@@ -80,7 +80,7 @@ def test_a_pickle_is_refused_before_it_is_read(mine, tiny_models):
     # An index may name a pickle, or a file elsewhere.
     for name in ("pytorch_model.bin", "../llama/model.safetensors", "/etc/model.safetensors"):
         (mine / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"a": name}}))
-        assert f"names '{name}', which is no .safetensors file beside it" in refusal(
+        assert f"names '{name}', which is no .safetensors file in its folder" in refusal(
             "fetch", "model", "--model_name", mine
         )
 
