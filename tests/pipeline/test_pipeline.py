@@ -83,7 +83,7 @@ def test_a_changed_param_touches_only_the_stages_that_read_it(editable, group, k
         ("finetune/commands/chat.py", set()),
         ("stages/plot.py", {"plot"}),
         ("finetune/evaluation/scoring.py", {*BASELINES, "eval"}),
-        ("finetune/quantization/gptq.py", {"quantize"}),
+        ("finetune/quantization/rounding.py", {"quantize"}),
         ("finetune/training/trainer.py", {"train"}),
         ("finetune/plots.py", {"prepare", "plot"}),
     ],

@@ -148,7 +148,7 @@ def test_a_base_that_is_in_four_bits_stays_so(workspace, tiny_models, capsys):
 def test_a_model_whose_layers_take_more_than_their_input_is_rounded_to_the_nearest(workspace, tiny_models, monkeypatch):
     from finetune.quantization import calibration
 
-    monkeypatch.setattr(calibration._Passing, "through", lambda self, number, layer: self.hidden + 1)
+    monkeypatch.setattr(calibration._Example, "through", lambda self, number, layer: self.hidden + 1)
     made(workspace, tiny_models["llama"])
     facts = yaml_file.read(workspace / FOUR / "facts.yaml")
     assert facts["quantization"]["calibration"] == "nearest"

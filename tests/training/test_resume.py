@@ -98,7 +98,7 @@ def test_a_killed_run_ends_with_the_bytes_of_one_that_never_was(ready, every_ste
         (2, store, "_flush", 7),  # while the snapshot of the eighth is written
         (1, trainer, "shared_losses", 7),  # before the validation after the eighth
         (5, snapshots.Snapshots, "on_step_end", 7),  # in the second epoch
-        (2, saved, "_write_beside_weights", 11),  # while the model is saved
+        (2, saved, "_write_without_weights", 11),  # while the model is saved
     ):
         with monkeypatch.context() as patched:
             interrupt(patched, after, place, name)
@@ -215,7 +215,7 @@ def test_two_processes_dont_train_the_same_at_once(ready, every_step, monkeypatc
     (run,) = (path for path in KEPT.glob("train-*") if path.is_dir())
     with store._locked(run):
         message = refusal("train", *ready.arguments("lora"))
-    assert f"process {os.getpid()} is at work on the same run; wait for it, or stop it" in message
+    assert f"process {os.getpid()} is running the same stage; wait for it, or stop it" in message
 
 
 def test_a_full_disk_costs_a_snapshot_and_not_the_run(ready, every_step, monkeypatch, capsys):
