@@ -85,7 +85,7 @@ def test_a_sure_gain_and_its_share_are_said_in_words():
         ),
         (
             [("qlora", 1.75, 1.0), ("full", 1.5, 4.0)],
-            "Take full fine-tuning on this model and these data: it has the lowest test loss (p < 0.001).",
+            "Take full fine-tuning on this model and these data: it has the lowest test loss (p = 0.003).",
         ),
         (
             [("qlora", 2.0, 1.0), ("full", 2.0, 4.0)],
